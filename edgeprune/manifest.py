@@ -1,0 +1,274 @@
+"""``manifest.json``: what a bundle holds and how to run it; Python and C++ read the same file."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgeprune.errors import BundleError
+from edgeprune.json_data import from_json, to_json
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle.
+
+    Attributes:
+        path: Relative to the bundle, with forward slashes.
+        sha256: Hash of its content.
+        bytes: Its size.
+    """
+
+    path: str
+    sha256: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        pure = PurePosixPath(self.path)
+        if not self.path or pure.is_absolute() or ".." in pure.parts or "\\" in self.path or ":" in self.path:
+            raise BundleError(f"the manifest names a file outside the bundle: '{self.path}'")
+        if not _SHA256.match(self.sha256) or self.bytes < 0:
+            raise BundleError(f"the manifest's entry of '{self.path}' has no usable sha256 or size")
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """An input or output of a graph.
+
+    Attributes:
+        name: See :mod:`edgeprune.tensor_names`.
+        dtype: ONNX name in lower case: "float32", "float16", "int64".
+        shape: Sizes and names of dynamic dimensions.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """An ONNX graph.
+
+    Attributes:
+        file: The model.
+        data: Files of external data that it reads; graphs may share one.
+        inputs: Its inputs, in order.
+        outputs: Its outputs, in order.
+    """
+
+    file: FileEntry
+    data: tuple[FileEntry, ...]
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+
+
+@dataclass(frozen=True)
+class GeometryEntry:
+    """Sizes of the model.
+
+    Attributes:
+        hidden_size: C of the decoder.
+        intermediate_size: Width of the decoder's MLP.
+        num_layers: Decoder layers.
+        num_heads: Query heads.
+        num_kv_heads: Key/value heads.
+        head_dim: D.
+        vocab_size: V.
+        context_length: Most positions.
+        grid: Patches of a picture, rows and columns.
+        tokens_per_image: Visual tokens of a picture that enter the decoder.
+        vision_hidden_size: Width of the vision tower.
+        vision_intermediate_size: Width of its MLP.
+        vision_layers: Layers of the tower that run.
+        vision_tokens: Tokens of a picture after each of those layers' attention, class token included.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    grid: tuple[int, ...]
+    tokens_per_image: int
+    vision_hidden_size: int
+    vision_intermediate_size: int
+    vision_layers: int
+    vision_tokens: tuple[int, ...]
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of a picture."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """The checkpoint that was exported.
+
+    Attributes:
+        name: Name of its folder.
+        model_type: Hugging Face's family.
+        sha256: Hash over its config, weights and pruning files.
+    """
+
+    name: str
+    model_type: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A pruning method with its parameters."""
+
+    method: str
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """A piece of the decoder.
+
+    Attributes:
+        graph: Its graph.
+        layers: Layers whose attention, and so whose KV cache, it holds.
+        mlp_layers: Layers whose MLP it holds.
+        probe: Whether it takes the probe rows.
+    """
+
+    graph: str
+    layers: tuple[int, ...]
+    mlp_layers: tuple[int, ...]
+    probe: bool
+
+
+@dataclass(frozen=True)
+class SiteEntry:
+    """A place where tokens are dropped, after the segment of the same index.
+
+    Attributes:
+        graph: The graph that scores and selects.
+        method: Its method.
+        place: In words, for reports.
+        layer: 0-based decoder layer.
+        before_mlp: Between the layer's attention and its MLP instead of before the layer.
+        keep_per_image: Visual tokens kept per picture; null if it depends on the input.
+    """
+
+    graph: str
+    method: str
+    place: str
+    layer: int
+    before_mlp: bool
+    keep_per_image: int | None
+
+
+@dataclass(frozen=True)
+class ProbeEntry:
+    """Rows that ride along in the decoder's projections to score the others.
+
+    Attributes:
+        guided: Whether the graph "guide" chooses the text rows they average; otherwise all text after the pictures.
+        guide_tokenizer: CLIP's tokenizer, if guided.
+        guide_context_length: CLIP's longest text in tokens.
+    """
+
+    guided: bool
+    guide_tokenizer: FileEntry | None
+    guide_context_length: int
+
+
+@dataclass(frozen=True)
+class ParityEntry:
+    """The measured difference of a graph from the torch reference, at export.
+
+    Attributes:
+        cases: Runs compared.
+        max_abs_diff: Largest absolute difference over the floating-point outputs.
+        tolerance: The largest that is accepted, relative to the outputs' largest magnitude (at least 1).
+        indices_identical: Whether all integer outputs were equal; null if there are none.
+    """
+
+    cases: int
+    max_abs_diff: float
+    tolerance: float
+    indices_identical: bool | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of a bundle."""
+
+    edgeprune_version: str
+    source: SourceEntry
+    dtype: str
+    opset: int
+    geometry: GeometryEntry
+    pruning: tuple[MethodEntry, ...]
+    segments: tuple[SegmentEntry, ...]
+    sites: tuple[SiteEntry, ...]
+    probe: ProbeEntry | None
+    graphs: dict[str, GraphEntry]
+    preprocessing: dict[str, Any]
+    prompt: dict[str, Any]
+    eos_token_ids: tuple[int, ...]
+    tokenizer: FileEntry
+    parity: dict[str, ParityEntry]
+    calibration: dict[str, Any] | None = None
+    engines: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        needed = ["vision", "embed", *(s.graph for s in self.segments), *(s.graph for s in self.sites)]
+        needed += ["gather"] if self.sites else []
+        needed += ["guide"] if self.probe is not None and self.probe.guided else []
+        for name in needed:
+            if name not in self.graphs:
+                raise BundleError(f"the manifest lacks the graph '{name}': export the checkpoint again")
+        if len(self.sites) != len(self.segments) - 1:
+            raise BundleError("the manifest's sites do not lie between its segments: export the checkpoint again")
+
+    def files(self) -> list[FileEntry]:
+        """Every file that the manifest names, each once."""
+        entries = [self.tokenizer]
+        if self.probe is not None and self.probe.guide_tokenizer is not None:
+            entries.append(self.probe.guide_tokenizer)
+        for graph in self.graphs.values():
+            entries.extend((graph.file, *graph.data))
+        return list({entry.path: entry for entry in entries}.values())
+
+
+def manifest_to_json(manifest: Manifest) -> str:
+    """The text of ``manifest.json``."""
+    return json.dumps(to_json(manifest), indent=1, ensure_ascii=False) + "\n"
+
+
+def manifest_from_json(path: Path) -> Manifest:
+    """Read ``manifest.json``.
+
+    Raises:
+        BundleError: The file is missing, unreadable, of an unknown version, or inconsistent.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{path.parent} is no bundle: it has no {MANIFEST_FILE}; make one with edgeprune export"
+        ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BundleError(f"{path} is not readable JSON: copy the bundle again") from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format_version {version!r}, this edgeprune reads {FORMAT_VERSION}: "
+            "export the checkpoint again, or install the edgeprune that wrote it"
+        )
+    return from_json(Manifest, data, MANIFEST_FILE)

@@ -1,0 +1,31 @@
+"""Names that the torch, ONNX and TensorRT faces of the operators share.
+
+No torch, no onnx: the plugin's build and the runtimes read this file too.
+"""
+
+OPERATOR_DOMAIN = "edgeprune"
+"""Domain of the operators in ONNX and namespace of the torch custom operators."""
+
+OPERATOR_VERSION = 1
+"""Version of the domain in an ONNX model's opset imports."""
+
+PLUGIN_NAMESPACE = "edgeprune"
+"""Namespace under which the TensorRT plugin creators register; each node carries it as an attribute."""
+
+PLUGIN_VERSION = "1"
+"""Version of the TensorRT plugin creators; each node carries it as an attribute."""
+
+ATTENTION_SCORE = "AttentionScore"
+TOKEN_SELECT = "TokenSelect"
+TOKEN_GATHER = "TokenGather"
+
+PROBABILITIES = "probabilities"
+LOGITS = "logits"
+ATTENTION_SCORE_MODES = (PROBABILITIES, LOGITS)
+
+THRESHOLD = "threshold"
+TOPK = "topk"
+TOKEN_SELECT_MODES = (THRESHOLD, TOPK)
+
+MAX_GATHERED = 8
+"""Most data tensors that one TokenGather takes."""

@@ -1,0 +1,166 @@
+"""The contract between a pruning method and everything that exports, runs or reports it.
+
+A method is a frozen dataclass of its parameters. It says where tokens are dropped, which activations its score reads,
+and builds the torch modules that score and select; export traces those same modules.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from edgeprune.errors import PruningError
+from edgeprune.models.clip import VisionPruner
+from edgeprune.models.llama import Cut
+
+
+@dataclass(frozen=True)
+class ModelGeometry:
+    """What a method may know of the model it prunes.
+
+    Attributes:
+        num_layers: Decoder layers.
+        hidden_size: C of the decoder.
+        num_heads: Query heads of the decoder.
+        head_dim: D of the decoder.
+        grid: Patches of a picture, (rows, columns).
+        vision_layers: Layers of the vision tower that run before the features are taken.
+        has_class_token: Whether the vision tower has a class token.
+    """
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    head_dim: int
+    grid: tuple[int, int]
+    vision_layers: int
+    has_class_token: bool
+
+    @property
+    def num_patches(self) -> int:
+        """Visual tokens of a picture before any pruning, N0."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class DecoderSite:
+    """A place in the decoder where visual tokens are dropped.
+
+    Attributes:
+        cut: Between which blocks.
+        reads: Names (:mod:`edgeprune.tensor_names`) of the activations that the selector takes from the segment.
+        host_inputs: Names of the small index tensors that the selector takes from the host.
+        keep_per_image: Visual tokens kept per picture; None if it depends on the input.
+    """
+
+    cut: Cut
+    reads: tuple[str, ...]
+    host_inputs: tuple[str, ...]
+    keep_per_image: int | None
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """Rows that ride along in the decoder's query and key projections to score the visual tokens.
+
+    Attributes:
+        layers: Decoder layers whose projections are read.
+        guided: Whether a guide graph chooses the text rows they average; otherwise all rows after the pictures.
+    """
+
+    layers: tuple[int, ...]
+    guided: bool
+
+
+class SiteSelector(nn.Module):
+    """Scores and selects at one decoder site; traced as that site's graph.
+
+    ``forward`` takes the tensors named by ``reads`` and ``host_inputs`` plus ``visual_slots`` and returns
+    ``keep_indices`` [S] int64 (the kept rows first, ascending) and ``keep_count`` [] int64.
+    """
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Select the rows that survive."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class PruningMethod(ABC):
+    """A pruning method with its parameters."""
+
+    name: ClassVar[str]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @abstractmethod
+    def check(self, geometry: ModelGeometry) -> None:
+        """Refuse a model that the parameters do not fit.
+
+        Raises:
+            PruningError: With the allowed values.
+        """
+
+    def decoder_sites(self, geometry: ModelGeometry) -> tuple[DecoderSite, ...]:
+        """The sites inside the decoder, in order."""
+        del geometry
+        return ()
+
+    def vision_pruner(self, geometry: ModelGeometry) -> VisionPruner | None:
+        """The module that prunes inside the vision tower, if any."""
+        del geometry
+        return None
+
+    def projector_slots(self, geometry: ModelGeometry) -> tuple[int, ...] | None:
+        """Patches that enter the projector, where the choice is fixed beforehand; None = all."""
+        del geometry
+        return None
+
+    def tokens_per_image(self, geometry: ModelGeometry) -> int:
+        """Visual tokens of a picture that enter the decoder."""
+        slots = self.projector_slots(geometry)
+        return geometry.num_patches if slots is None else len(slots)
+
+    def probe(self, geometry: ModelGeometry) -> ProbeSpec | None:
+        """The probe rows that the sites read, if any."""
+        del geometry
+        return None
+
+    def weight_shapes(self, geometry: ModelGeometry) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of the learned tensors that ``pruning.safetensors`` must hold (float32)."""
+        del geometry
+        return {}
+
+    def selector(self, site: int, geometry: ModelGeometry, weights: Mapping[str, Tensor]) -> SiteSelector:
+        """The module of one decoder site.
+
+        Args:
+            site: Index into :meth:`decoder_sites`.
+            geometry: The model.
+            weights: The tensors of :meth:`weight_shapes`.
+        """
+        raise NotImplementedError(f"{self.name} has no decoder sites")
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters as plain JSON values."""
+        return {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in fields(self)
+            for value in [getattr(self, field.name)]
+        }
+
+
+def check_layers_increase(name: str, layers: Sequence[int], geometry: ModelGeometry) -> None:
+    """Refuse layers that are out of range or out of order.
+
+    Raises:
+        PruningError: With the allowed range.
+    """
+    last = geometry.num_layers - 1
+    for layer in layers:
+        if not 1 <= layer <= last:
+            raise PruningError(
+                f"{name}: a site before layer {layer} is out of range: this decoder allows layers 1 … {last}"
+            )
+    if list(layers) != sorted(set(layers)):
+        raise PruningError(f"{name}: layers {list(layers)} are out of order: list them increasing, each once")

@@ -1,0 +1,337 @@
+"""The torch reference of a pruned model: the stages run one after the other, nothing fused, nothing exported."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgeprune import tensor_names as names
+from edgeprune.models.llava import LlavaModel
+from edgeprune.prune.ivtp_guide import IvtpGuide
+from edgeprune.pruning_plan import PruningPlan
+from edgeprune.runtimes.guide import GuideInputs
+from edgeprune.runtimes.layout import SequenceLayout
+from edgeprune.stages import EmbedStage, GatherStage, GuideStage, SegmentStage, SelectStage, Stage, VisionStage
+
+
+_Run = Callable[[Stage, dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class SiteResult:
+    """What one site did in one prefill.
+
+    Attributes:
+        name: The site.
+        tokens_in: Visual tokens that entered it.
+        kept: Visual tokens that left it.
+        slots: The kept tokens as picture · patches + patch index, ascending.
+    """
+
+    name: str
+    tokens_in: int
+    kept: int
+    slots: tuple[int, ...]
+
+
+@dataclass
+class Prefill:
+    """The state after prefill.
+
+    Attributes:
+        logits: [V] of the last row.
+        caches: Keys and values by layer, [1, Hkv, rows, D].
+        sites: What every site did.
+        next_position: Position of the first generated token: the unpruned length.
+        record: Inputs and outputs of every stage that ran, in order (only if asked for).
+    """
+
+    logits: Tensor
+    caches: dict[int, tuple[Tensor, Tensor]]
+    sites: list[SiteResult]
+    next_position: int
+    record: list[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ClipParts:
+    """What IVTP takes from a CLIP checkpoint.
+
+    Attributes:
+        guide: Text tower and projection with the selection of text rows.
+        visual_projection: The picture's projection into the shared space.
+    """
+
+    guide: IvtpGuide
+    visual_projection: nn.Linear
+
+
+class PrunedModel:
+    """A vision-language model with its pruning, in torch.
+
+    Attributes:
+        model: The unpruned model.
+        plan: The pruning.
+        weights: The learned tensors of the pruning methods.
+    """
+
+    def __init__(
+        self,
+        model: LlavaModel,
+        plan: PruningPlan,
+        weights: Mapping[str, Tensor],
+        clip: ClipParts | None = None,
+        *,
+        fused_rotary: bool = False,
+    ) -> None:
+        """Lay the pruning over the model.
+
+        Args:
+            model: The unpruned model.
+            plan: The pruning.
+            weights: The tensors of ``plan.weight_shapes()``.
+            clip: Needed if the plan's probe is guided.
+            fused_rotary: Whether the rotary embedding is traced as one ONNX operator.
+        """
+        self.model = model
+        self.plan = plan
+        self.weights = dict(weights)
+        self.clip = clip
+        width = model.config.decoder.hidden_size
+        self.vision = VisionStage(model, plan, None if clip is None else clip.visual_projection)
+        self.embed = EmbedStage(model)
+        self.guide = (
+            None if clip is None else GuideStage(clip.guide, width, clip.visual_projection.out_features)
+        )
+        self.segments = [
+            SegmentStage(model, plan, index, fused_rotary=fused_rotary)
+            for index in range(len(plan.segment_cuts) - 1)
+        ]
+        self.selects = [
+            SelectStage(planned, plan, weights, segment)
+            for planned, segment in zip(plan.sites, self.segments, strict=False)
+        ]
+        self.gather = GatherStage(width, probe=plan.probe is not None) if plan.sites else None
+        for stage in self.stages:
+            stage.eval()
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Every stage, each once."""
+        optional = [stage for stage in (self.guide, self.gather) if stage is not None]
+        return [self.vision, self.embed, *self.segments, *self.selects, *optional]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.model.lm_head.weight.dtype
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        input_ids: NDArray[np.int64],
+        pixel_values: NDArray[np.float32] | None = None,
+        guide: GuideInputs | None = None,
+        *,
+        record: bool = False,
+    ) -> Prefill:
+        """Run the prompt.
+
+        Shapes:
+            input_ids: [S], placeholders included; pixel_values: [M, 3, height, width].
+
+        Args:
+            input_ids: Token ids; every visual token has one placeholder.
+            pixel_values: Preprocessed pictures, None for a prompt without one.
+            guide: The instruction for CLIP; needed with pictures if the plan's probe is guided.
+            record: Whether to keep every stage's inputs and outputs.
+        """
+        result = Prefill(torch.empty(0), {}, [], int(input_ids.shape[0]))
+
+        def run(stage: Stage, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+            outputs = stage(inputs)
+            if record:
+                result.record.append((stage, inputs, outputs))
+            return outputs
+
+        num_images = 0 if pixel_values is None else pixel_values.shape[0]
+        layout = SequenceLayout.from_token_ids(input_ids, self.model.config.image_token_id, num_images)
+        visual = self._visual_tokens(pixel_values, run)
+        embedded = run(
+            self.embed,
+            {
+                names.INPUT_IDS: torch.from_numpy(input_ids).unsqueeze(0),
+                names.IMAGE_FEATURES: visual[names.IMAGE_FEATURES],
+                names.IMAGE_SLOTS: visual[names.IMAGE_SLOTS],
+            },
+        )
+        state = {
+            names.HIDDEN_STATES: embedded[names.INPUTS_EMBEDS],
+            names.POSITION_IDS: torch.arange(layout.num_rows).unsqueeze(0),
+            names.VISUAL_SLOTS: embedded[names.VISUAL_SLOTS],
+            **self._probe(layout, visual, embedded[names.VISUAL_SLOTS], guide, run),
+        }
+        for index, segment in enumerate(self.segments):
+            outputs = run(segment, self._segment_inputs(segment, state, {}))
+            for layer in segment.layers:
+                result.caches[layer] = (outputs[names.present_key(layer)], outputs[names.present_value(layer)])
+            if segment.is_last:
+                result.logits = outputs[names.LOGITS][0]
+                return result
+            state[names.HIDDEN_STATES] = outputs[names.out(names.HIDDEN_STATES)]
+            if num_images:
+                select = self.selects[index]
+                layout = self._drop(select, layout, outputs, state, result.sites, run)
+        raise AssertionError("the last segment returns")
+
+    @torch.no_grad()
+    def decode(
+        self,
+        token_id: int,
+        position: int,
+        caches: dict[int, tuple[Tensor, Tensor]],
+        record: list[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]] | None = None,
+    ) -> Tensor:
+        """Run one generated token; extends ``caches`` and returns the logits [V]."""
+        width = self.model.config.decoder.hidden_size
+
+        def run(stage: Stage, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+            outputs = stage(inputs)
+            if record is not None:
+                record.append((stage, inputs, outputs))
+            return outputs
+
+        embedded = run(
+            self.embed,
+            {
+                names.INPUT_IDS: torch.tensor([[token_id]]),
+                names.IMAGE_FEATURES: torch.zeros(1, width, dtype=self.dtype),
+                names.IMAGE_SLOTS: torch.zeros(1, dtype=torch.int64),
+            },
+        )
+        state = {
+            names.HIDDEN_STATES: embedded[names.INPUTS_EMBEDS],
+            names.POSITION_IDS: torch.tensor([[position]]),
+            names.PROBE_WEIGHTS: torch.zeros(0, 1),
+            names.PROBE_OFFSET: torch.zeros(0, width, dtype=self.dtype),
+            names.PROBE_POSITION_IDS: torch.zeros(1, 0, dtype=torch.int64),
+        }
+        for segment in self.segments:
+            outputs = run(segment, self._segment_inputs(segment, state, caches))
+            for layer in segment.layers:
+                caches[layer] = (outputs[names.present_key(layer)], outputs[names.present_value(layer)])
+            if segment.is_last:
+                return outputs[names.LOGITS][0]
+            state[names.HIDDEN_STATES] = outputs[names.out(names.HIDDEN_STATES)]
+        raise AssertionError("the last segment returns")
+
+    def generate(
+        self,
+        input_ids: NDArray[np.int64],
+        pixel_values: NDArray[np.float32] | None = None,
+        guide: GuideInputs | None = None,
+        *,
+        max_new_tokens: int = 64,
+        eos_token_ids: Sequence[int] = (),
+    ) -> tuple[list[int], list[SiteResult]]:
+        """Answer greedily; returns the generated ids (without the end token) and what the sites did."""
+        state = self.prefill(input_ids, pixel_values, guide)
+        logits, generated = state.logits, list[int]()
+        for step in range(max_new_tokens):
+            token = int(logits.argmax())
+            if token in eos_token_ids:
+                break
+            generated.append(token)
+            if step + 1 < max_new_tokens:
+                logits = self.decode(token, state.next_position + step, state.caches)
+        return generated, state.sites
+
+    def _visual_tokens(self, pixel_values: NDArray[np.float32] | None, run: _Run) -> dict[str, Tensor]:
+        if pixel_values is not None:
+            return run(self.vision, {names.PIXEL_VALUES: torch.from_numpy(pixel_values).to(self.dtype)})
+        width = self.model.config.decoder.hidden_size
+        return {
+            names.IMAGE_FEATURES: torch.zeros(1, width, dtype=self.dtype),
+            names.IMAGE_SLOTS: torch.zeros(1, dtype=torch.int64),
+        }
+
+    def _probe(
+        self,
+        layout: SequenceLayout,
+        visual: Mapping[str, Tensor],
+        visual_slots: Tensor,
+        guide: GuideInputs | None,
+        run: _Run,
+    ) -> dict[str, Tensor]:
+        """The probe rows of a prompt; none for a prompt without pictures."""
+        if self.plan.probe is None:
+            return {}
+        width = self.model.config.decoder.hidden_size
+        text_rows = torch.from_numpy(layout.host_input(names.TEXT_ROWS))
+        if not layout.num_images:
+            return {
+                names.PROBE_WEIGHTS: torch.zeros(0, layout.num_rows),
+                names.PROBE_OFFSET: torch.zeros(0, width, dtype=self.dtype),
+                names.PROBE_POSITION_IDS: torch.zeros(1, 0, dtype=torch.int64),
+            }
+        position = {names.PROBE_POSITION_IDS: text_rows[:1].unsqueeze(0)}
+        if self.guide is not None and guide is not None:
+            inputs = {
+                names.GUIDE_INPUT_IDS: torch.from_numpy(guide.input_ids),
+                names.GUIDE_TOKEN_MAP: torch.from_numpy(guide.token_map),
+                names.IMAGE_EMBEDS: visual[names.IMAGE_EMBEDS],
+                names.CLASS_FEATURES: visual[names.CLASS_FEATURES],
+                names.TEXT_ROWS: text_rows,
+                names.VISUAL_SLOTS: visual_slots,
+            }
+            return {**run(self.guide, inputs), **position}
+        weights = torch.zeros(1, layout.num_rows)
+        weights[0, text_rows] = 1 / layout.num_text_rows
+        return {
+            names.PROBE_WEIGHTS: weights,
+            names.PROBE_OFFSET: torch.zeros(1, width, dtype=self.dtype),
+            **position,
+        }
+
+    @staticmethod
+    def _segment_inputs(
+        segment: SegmentStage, state: Mapping[str, Tensor], caches: Mapping[int, tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        config = segment.model.config.decoder
+        empty = torch.zeros(1, config.num_kv_heads, 0, config.head_dim, dtype=state[names.HIDDEN_STATES].dtype)
+        past: dict[str, Tensor] = {}
+        for layer in segment.layers:
+            past[names.past_key(layer)], past[names.past_value(layer)] = caches.get(layer, (empty, empty))
+        return {spec.name: past[spec.name] if spec.name in past else state[spec.name] for spec in segment.inputs}
+
+    def _drop(
+        self,
+        select: SelectStage,
+        layout: SequenceLayout,
+        outputs: Mapping[str, Tensor],
+        state: dict[str, Tensor],
+        sites: list[SiteResult],
+        run: _Run,
+    ) -> SequenceLayout:
+        """Run one site and carry the kept rows on."""
+        assert self.gather is not None
+        site = select.planned.site
+        available = {**state, **outputs}
+        for name in site.host_inputs:
+            available[name] = torch.from_numpy(layout.host_input(name, site.keep_per_image))
+        chosen = run(select, {spec.name: available[spec.name] for spec in select.inputs})
+        keep_indices = chosen[names.KEEP_INDICES][: int(chosen[names.KEEP_COUNT])]
+        gather_inputs = {names.KEEP_INDICES: keep_indices} | {
+            spec.name: state[spec.name] for spec, _ in self.gather.carried
+        }
+        gathered = run(self.gather, gather_inputs)
+        state.update({spec.name: gathered[names.out(spec.name)] for spec, _ in self.gather.carried})
+        kept = layout.keep(keep_indices.shape[0])
+        slots = state[names.VISUAL_SLOTS]
+        sites.append(
+            SiteResult(select.name, layout.num_visual, kept.num_visual, tuple(slots[slots >= 0].tolist()))
+        )
+        return kept

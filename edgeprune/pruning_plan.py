@@ -1,0 +1,118 @@
+"""One or more pruning methods laid over one model: where tokens are dropped, in the order in which it happens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from edgeprune.errors import PruningError
+from edgeprune.models.clip import VisionPruner
+from edgeprune.models.llama import Cut, check_cuts
+from edgeprune.prune.method import DecoderSite, ModelGeometry, ProbeSpec, PruningMethod, SiteSelector
+
+
+@dataclass(frozen=True)
+class PlannedSite:
+    """A decoder site with the method it belongs to.
+
+    Attributes:
+        name: "site0", "site1" … in the order of the decoder.
+        method: The method.
+        index: The site's index within its method.
+        site: Where it lies and what it reads.
+    """
+
+    name: str
+    method: PruningMethod
+    index: int
+    site: DecoderSite
+
+    def selector(self, geometry: ModelGeometry, weights: Mapping[str, Tensor]) -> SiteSelector:
+        """Build the site's module from the pruning weights of all methods ("atp.site0.proj.weight" …)."""
+        prefix = f"{self.method.name}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        return self.method.selector(self.index, geometry, own)
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """The pruning of one model.
+
+    Attributes:
+        methods: The methods; empty = unpruned.
+        geometry: The model.
+    """
+
+    methods: tuple[PruningMethod, ...]
+    geometry: ModelGeometry
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            method.check(self.geometry)
+        names = [method.name for method in self.methods]
+        if len(names) != len(set(names)):
+            raise PruningError(f"a pruning method is listed twice in {names}: combine different methods only")
+        self._at_most_one("prune before the decoder", [m for m in self.methods if self._prunes_vision(m)])
+        self._at_most_one("bring probe rows", [m for m in self.methods if m.probe(self.geometry)])
+        check_cuts([planned.site.cut for planned in self.sites], self.geometry.num_layers)
+
+    @property
+    def sites(self) -> tuple[PlannedSite, ...]:
+        """The decoder sites, in the order of the decoder."""
+        found = [
+            (site.cut, method, index, site)
+            for method in self.methods
+            for index, site in enumerate(method.decoder_sites(self.geometry))
+        ]
+        found.sort(key=lambda entry: entry[0])
+        return tuple(
+            PlannedSite(f"site{order}", method, index, site) for order, (_, method, index, site) in enumerate(found)
+        )
+
+    @property
+    def segment_cuts(self) -> tuple[Cut, ...]:
+        """Start of every segment and, last, the end of the decoder."""
+        return (Cut(0), *(planned.site.cut for planned in self.sites), Cut(self.geometry.num_layers))
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Visual tokens of a picture that enter the decoder."""
+        for method in self.methods:
+            if self._prunes_vision(method):
+                return method.tokens_per_image(self.geometry)
+        return self.geometry.num_patches
+
+    @property
+    def projector_slots(self) -> tuple[int, ...] | None:
+        """Patches that enter the projector, if not all."""
+        return next(
+            (slots for m in self.methods if (slots := m.projector_slots(self.geometry)) is not None), None
+        )
+
+    @property
+    def probe(self) -> ProbeSpec | None:
+        """The probe rows, if a method brings some."""
+        return next((probe for m in self.methods if (probe := m.probe(self.geometry)) is not None), None)
+
+    def vision_pruner(self) -> VisionPruner | None:
+        """A new module that prunes inside the vision tower, if a method does."""
+        return next(
+            (pruner for m in self.methods if (pruner := m.vision_pruner(self.geometry)) is not None), None
+        )
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The learned tensors of all methods, by the names that ``pruning.safetensors`` uses."""
+        return {
+            f"{method.name}.{name}": shape
+            for method in self.methods
+            for name, shape in method.weight_shapes(self.geometry).items()
+        }
+
+    def _prunes_vision(self, method: PruningMethod) -> bool:
+        return method.vision_pruner(self.geometry) is not None or method.projector_slots(self.geometry) is not None
+
+    @staticmethod
+    def _at_most_one(what: str, methods: Sequence[PruningMethod]) -> None:
+        if len(methods) > 1:
+            names = " and ".join(method.name for method in methods)
+            raise PruningError(f"{names} both {what}: combine methods whose places differ")

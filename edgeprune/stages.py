@@ -1,0 +1,337 @@
+"""The stages of a pruned model: torch modules that take and return named tensors.
+
+They are the reference that runs (:mod:`edgeprune.pruned_model`) and, one by one, the graphs that export traces:
+``vision`` → ``embed`` → [``guide``] → ``segment0`` → ``site0`` → ``gather`` → ``segment1`` … → logits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune import tensor_names as names
+from edgeprune.errors import PruningError
+from edgeprune.models.llama import Probe, blocks_between, causal_mask, rotary_angles, run_blocks
+from edgeprune.models.llava import LlavaModel
+from edgeprune.operators.token_gather import token_gather
+from edgeprune.prune.ivtp_guide import IvtpGuide
+from edgeprune.pruning_plan import PlannedSite, PruningPlan
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor with symbolic dimensions.
+
+    Attributes:
+        name: See :mod:`edgeprune.tensor_names`.
+        dtype: "int64", "float32", or "model" (the dtype of the weights).
+        shape: Sizes, or names of dynamic dimensions.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Stage(nn.Module):
+    """A part of the model between named tensors.
+
+    Attributes:
+        name: Name of the stage and of its graph.
+        inputs: Its inputs, in order.
+        outputs: Its outputs, in order.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the outputs from the inputs."""
+        raise NotImplementedError
+
+
+class VisionStage(Stage):
+    """Pictures → visual tokens."""
+
+    def __init__(self, model: LlavaModel, plan: PruningPlan, visual_projection: nn.Linear | None) -> None:
+        super().__init__()
+        self.name = "vision"
+        self.model = model
+        pruner = plan.vision_pruner()
+        self.pruner = pruner
+        self.projector_slots = plan.projector_slots
+        self.visual_projection = visual_projection
+        self.num_patches = plan.geometry.num_patches
+        side = model.config.vision.image_size
+        width = model.config.decoder.hidden_size
+        self.inputs = (TensorSpec(names.PIXEL_VALUES, "model", ("images", 3, side, side)),)
+        outputs = [
+            TensorSpec(names.IMAGE_FEATURES, "model", ("visual_tokens", width)),
+            TensorSpec(names.IMAGE_SLOTS, "int64", ("visual_tokens",)),
+        ]
+        if visual_projection is not None:
+            outputs.append(TensorSpec(names.CLASS_FEATURES, "model", ("images", width)))
+            outputs.append(TensorSpec(names.IMAGE_EMBEDS, "model", ("images", visual_projection.out_features)))
+        self.outputs = tuple(outputs)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Encode the pictures."""
+        pixel_values = inputs[names.PIXEL_VALUES]
+        tokens = self.model.encode_pictures(
+            pixel_values,
+            pruner=self.pruner,
+            projector_slots=self.projector_slots,
+            pooled=self.visual_projection is not None,
+        )
+        picture = torch.arange(pixel_values.shape[0], device=pixel_values.device).unsqueeze(1)
+        outputs = {
+            names.IMAGE_FEATURES: tokens.features.flatten(0, 1),
+            names.IMAGE_SLOTS: (tokens.slots + picture * self.num_patches).flatten(),
+        }
+        if self.visual_projection is not None:
+            outputs[names.CLASS_FEATURES] = tokens.class_features
+            outputs[names.IMAGE_EMBEDS] = self.visual_projection(tokens.pooled)
+        return outputs
+
+
+class EmbedStage(Stage):
+    """Token ids and visual tokens → hidden states."""
+
+    def __init__(self, model: LlavaModel) -> None:
+        super().__init__()
+        self.name = "embed"
+        self.model = model
+        width = model.config.decoder.hidden_size
+        self.inputs = (
+            TensorSpec(names.INPUT_IDS, "int64", (1, "sequence")),
+            TensorSpec(names.IMAGE_FEATURES, "model", ("visual_tokens", width)),
+            TensorSpec(names.IMAGE_SLOTS, "int64", ("visual_tokens",)),
+        )
+        self.outputs = (
+            TensorSpec(names.INPUTS_EMBEDS, "model", (1, "sequence", width)),
+            TensorSpec(names.VISUAL_SLOTS, "int64", ("sequence",)),
+        )
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Embed one sequence."""
+        hidden, slots = self.model.embed(
+            inputs[names.INPUT_IDS], inputs[names.IMAGE_FEATURES], inputs[names.IMAGE_SLOTS]
+        )
+        return {names.INPUTS_EMBEDS: hidden, names.VISUAL_SLOTS: slots}
+
+
+class GuideStage(Stage):
+    """Instruction and pictures → the rows that the probe averages."""
+
+    def __init__(self, guide: IvtpGuide, hidden_size: int, embed_size: int) -> None:
+        super().__init__()
+        self.name = "guide"
+        self.guide = guide
+        length = guide.text_tower.config.context_length
+        self.inputs = (
+            TensorSpec(names.GUIDE_INPUT_IDS, "int64", ("chunks", length)),
+            TensorSpec(names.GUIDE_TOKEN_MAP, "float32", ("text_rows", "guide_tokens")),
+            TensorSpec(names.IMAGE_EMBEDS, "model", ("images", embed_size)),
+            TensorSpec(names.CLASS_FEATURES, "model", ("images", hidden_size)),
+            TensorSpec(names.TEXT_ROWS, "int64", ("text_rows",)),
+            TensorSpec(names.VISUAL_SLOTS, "int64", ("sequence",)),
+        )
+        self.outputs = (
+            TensorSpec(names.PROBE_WEIGHTS, "float32", (1, "sequence")),
+            TensorSpec(names.PROBE_OFFSET, "model", (1, hidden_size)),
+        )
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Choose the rows."""
+        outputs: dict[str, Tensor] = self.guide(inputs)
+        return outputs
+
+
+class SegmentStage(Stage):
+    """Consecutive decoder blocks with their KV cache; the last one ends in the logits of the last row."""
+
+    def __init__(self, model: LlavaModel, plan: PruningPlan, index: int, *, fused_rotary: bool = False) -> None:
+        super().__init__()
+        self.name = f"segment{index}"
+        self.model = model
+        self.fused_rotary = fused_rotary
+        cuts = plan.segment_cuts
+        self.start, self.end = cuts[index], cuts[index + 1]
+        self.layers = tuple(layer for layer, block in blocks_between(self.start, self.end) if block == "attention")
+        self.is_last = index == len(cuts) - 2
+        reads = {name for planned in plan.sites for name in planned.site.reads}
+        self.query_layers = tuple(layer for layer in self.layers if names.query(layer) in reads)
+        probe = plan.probe
+        self.probe_layers = tuple(layer for layer in self.layers if probe is not None and layer in probe.layers)
+        self.inputs = self._input_specs()
+        self.outputs = self._output_specs()
+
+    def _input_specs(self) -> tuple[TensorSpec, ...]:
+        config = self.model.config.decoder
+        specs = [TensorSpec(names.HIDDEN_STATES, "model", (1, "sequence", config.hidden_size))]
+        if not self.layers:
+            # Only an MLP and the head: a site lies inside the last layer.
+            return tuple(specs)
+        specs.append(TensorSpec(names.POSITION_IDS, "int64", (1, "sequence")))
+        cache = (1, config.num_kv_heads, "past", config.head_dim)
+        for layer in self.layers:
+            specs.append(TensorSpec(names.past_key(layer), "model", cache))
+            specs.append(TensorSpec(names.past_value(layer), "model", cache))
+        if self.probe_layers:
+            specs.append(TensorSpec(names.PROBE_WEIGHTS, "float32", ("probe_rows", "sequence")))
+            specs.append(TensorSpec(names.PROBE_OFFSET, "model", ("probe_rows", config.hidden_size)))
+            specs.append(TensorSpec(names.PROBE_POSITION_IDS, "int64", (1, "probe_rows")))
+        return tuple(specs)
+
+    def _output_specs(self) -> tuple[TensorSpec, ...]:
+        config = self.model.config.decoder
+        first = (
+            TensorSpec(names.LOGITS, "model", (1, config.vocab_size))
+            if self.is_last
+            else TensorSpec(names.out(names.HIDDEN_STATES), "model", (1, "sequence", config.hidden_size))
+        )
+        specs = [first]
+        cache = (1, config.num_kv_heads, "past + sequence", config.head_dim)
+        for layer in self.layers:
+            specs.append(TensorSpec(names.present_key(layer), "model", cache))
+            specs.append(TensorSpec(names.present_value(layer), "model", cache))
+        for layer in self.query_layers:
+            specs.append(
+                TensorSpec(names.query(layer), "model", (1, config.num_heads, "sequence", config.head_dim))
+            )
+        for layer in self.probe_layers:
+            probe = (1, config.num_heads, "probe_rows", config.head_dim)
+            specs.append(TensorSpec(names.probe_query(layer), "model", probe))
+            probe = (1, config.num_kv_heads, "probe_rows", config.head_dim)
+            specs.append(TensorSpec(names.probe_key(layer), "model", probe))
+        return tuple(specs)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the segment over S new rows."""
+        config = self.model.config.decoder
+        hidden = inputs[names.HIDDEN_STATES]
+        past = {
+            layer: (inputs[names.past_key(layer)], inputs[names.past_value(layer)]) for layer in self.layers
+        }
+        angles = mask = probe = None
+        if self.layers:
+            angles = rotary_angles(config, inputs[names.POSITION_IDS], hidden.dtype, fused=self.fused_rotary)
+            mask = causal_mask(hidden.shape[1], past[self.layers[0]][0].shape[2], hidden.device)
+        if self.probe_layers:
+            probe = Probe(
+                inputs[names.PROBE_WEIGHTS],
+                inputs[names.PROBE_OFFSET],
+                rotary_angles(config, inputs[names.PROBE_POSITION_IDS], hidden.dtype, fused=self.fused_rotary),
+            )
+        ran = run_blocks(
+            self.model.language_model,
+            self.start,
+            self.end,
+            hidden,
+            angles,
+            mask,
+            past,
+            probe,
+            self.probe_layers,
+        )
+        outputs: dict[str, Tensor] = {}
+        if self.is_last:
+            outputs[names.LOGITS] = self.model.head(ran.hidden[:, -1])
+        else:
+            outputs[names.out(names.HIDDEN_STATES)] = ran.hidden
+        for layer, attention in ran.attentions.items():
+            outputs[names.present_key(layer)] = attention.key
+            outputs[names.present_value(layer)] = attention.value
+            if layer in self.query_layers:
+                outputs[names.query(layer)] = attention.query
+            if attention.probe_query is not None and attention.probe_key is not None:
+                outputs[names.probe_query(layer)] = attention.probe_query
+                outputs[names.probe_key(layer)] = attention.probe_key
+        return {spec.name: outputs[spec.name] for spec in self.outputs}
+
+
+class SelectStage(Stage):
+    """Scores and selects at one site; runs in prefill only."""
+
+    HOST_INPUTS: Mapping[str, TensorSpec] = {
+        names.TEXT_ROWS: TensorSpec(names.TEXT_ROWS, "int64", ("text_rows",)),
+        names.CONTEXT_ROWS: TensorSpec(names.CONTEXT_ROWS, "int64", ("context_rows",)),
+        names.IMAGE_IDS: TensorSpec(names.IMAGE_IDS, "int64", ("images",)),
+        names.NUM_KEEP: TensorSpec(names.NUM_KEEP, "int64", ()),
+    }
+
+    def __init__(
+        self,
+        planned: PlannedSite,
+        plan: PruningPlan,
+        weights: Mapping[str, Tensor],
+        segment: SegmentStage,
+    ) -> None:
+        """Build the site's module.
+
+        Raises:
+            PruningError: The site reads a layer that ran before an earlier site: its rows are not these any more.
+        """
+        super().__init__()
+        self.name = planned.name
+        self.planned = planned
+        self.selector = planned.selector(plan.geometry, weights)
+        produced = {spec.name: spec for spec in segment.outputs}
+        missing = [name for name in planned.site.reads if name not in produced]
+        if missing:
+            raise PruningError(
+                f"{planned.method.name}: the site {planned.site.cut.description} reads '{missing[0]}', which is not "
+                f"between it and the site before it ({segment.start.description}): move one of the two"
+            )
+        self.inputs = (
+            *(_as_input(produced[name]) for name in planned.site.reads),
+            TensorSpec(names.VISUAL_SLOTS, "int64", ("sequence",)),
+            *(self.HOST_INPUTS[name] for name in planned.site.host_inputs),
+        )
+        self.outputs = (
+            TensorSpec(names.KEEP_INDICES, "int64", ("sequence",)),
+            TensorSpec(names.KEEP_COUNT, "int64", ()),
+        )
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Choose the rows that survive."""
+        keep_indices, keep_count = self.selector(inputs)
+        return {names.KEEP_INDICES: keep_indices, names.KEEP_COUNT: keep_count}
+
+
+class GatherStage(Stage):
+    """The kept rows of everything that travels to the next segment; runs in prefill only."""
+
+    def __init__(self, hidden_size: int, *, probe: bool) -> None:
+        super().__init__()
+        self.name = "gather"
+        self.carried = (
+            (TensorSpec(names.HIDDEN_STATES, "model", (1, "sequence", hidden_size)), 1),
+            (TensorSpec(names.POSITION_IDS, "int64", (1, "sequence")), 1),
+            (TensorSpec(names.VISUAL_SLOTS, "int64", ("sequence",)), 0),
+            *([(TensorSpec(names.PROBE_WEIGHTS, "float32", ("probe_rows", "sequence")), 1)] if probe else []),
+        )
+        self.inputs = (TensorSpec(names.KEEP_INDICES, "int64", ("kept",)), *(spec for spec, _ in self.carried))
+        self.outputs = tuple(
+            TensorSpec(
+                names.out(spec.name), spec.dtype, tuple("kept" if dim == "sequence" else dim for dim in spec.shape)
+            )
+            for spec, _ in self.carried
+        )
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gather the rows."""
+        gathered = token_gather(
+            inputs[names.KEEP_INDICES],
+            [inputs[spec.name] for spec, _ in self.carried],
+            [axis for _, axis in self.carried],
+        )
+        return {spec.name: tensor for spec, tensor in zip(self.outputs, gathered, strict=True)}
+
+
+def _as_input(spec: TensorSpec) -> TensorSpec:
+    """A segment's output as a site's input: in prefill the cache is empty and there is one probe row."""
+    sizes: dict[int | str, int | str] = {"past + sequence": "sequence", "probe_rows": 1}
+    return TensorSpec(spec.name, spec.dtype, tuple(sizes.get(dim, dim) for dim in spec.shape))

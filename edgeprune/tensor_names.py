@@ -1,0 +1,68 @@
+"""Names of the tensors that travel between graphs: one table for export, runtimes and plugins.
+
+The names that other runtimes know (``input_ids``, ``past_key_values.0.key`` …) are theirs; the rest is ours.
+S = rows of the sequence now, P = cached rows, K = kept rows, M = pictures, N = visual tokens, R = probe rows.
+"""
+
+PIXEL_VALUES = "pixel_values"  # [M, 3, height, width]
+IMAGE_FEATURES = "image_features"  # [N, C] after the projector, all pictures one after the other
+IMAGE_SLOTS = "image_slots"  # [N] int64: picture index · patches per picture + row-major patch index
+INPUT_IDS = "input_ids"  # [1, S] int64
+INPUTS_EMBEDS = "inputs_embeds"  # [1, S, C]
+HIDDEN_STATES = "hidden_states"  # [1, S, C]
+POSITION_IDS = "position_ids"  # [1, S] int64, positions in the unpruned sequence
+VISUAL_SLOTS = "visual_slots"  # [S] int64: the slot of a visual token, -1 for text
+KEEP_INDICES = "keep_indices"  # [S] int64, the kept rows first, ascending
+KEEP_COUNT = "keep_count"  # [] int64
+NUM_KEEP = "num_keep"  # [] int64: visual tokens to keep, where the count is known beforehand
+TEXT_ROWS = "text_rows"  # [T] int64: rows after the last visual token
+CONTEXT_ROWS = "context_rows"  # rows up to the last visual token, int64
+IMAGE_IDS = "image_ids"  # [M] int64: 0 … M-1
+LOGITS = "logits"  # [1, V], of the last row
+PROBE_WEIGHTS = "probe_weights"  # [R, S] float32: probe row = weighted sum of the hidden states …
+PROBE_OFFSET = "probe_offset"  # [R, C] … plus this
+PROBE_POSITION_IDS = "probe_position_ids"  # [1, R] int64
+CLASS_FEATURES = "class_features"  # [M, C]: the class token at the feature layer, through the projector
+IMAGE_EMBEDS = "image_embeds"  # [M, E]: the picture in CLIP's shared space
+GUIDE_INPUT_IDS = "guide_input_ids"  # [Q, 77] int64: CLIP's tokens of the instruction, in chunks
+GUIDE_TOKEN_MAP = "guide_token_map"  # [T, Q·77] float32: row-normalised map from CLIP's tokens to text rows
+
+
+def out(name: str) -> str:
+    """The name of an output whose input twin is called ``name``."""
+    return f"out.{name}"
+
+
+def past_key(layer: int) -> str:
+    """Cached keys of a layer, [1, Hkv, P, D]."""
+    return f"past_key_values.{layer}.key"
+
+
+def past_value(layer: int) -> str:
+    """Cached values of a layer, [1, Hkv, P, D]."""
+    return f"past_key_values.{layer}.value"
+
+
+def present_key(layer: int) -> str:
+    """Keys of a layer, cache included, [1, Hkv, P + S, D]."""
+    return f"present.{layer}.key"
+
+
+def present_value(layer: int) -> str:
+    """Values of a layer, cache included, [1, Hkv, P + S, D]."""
+    return f"present.{layer}.value"
+
+
+def query(layer: int) -> str:
+    """Queries of a layer after the rotary embedding, [1, H, S, D]."""
+    return f"query.{layer}"
+
+
+def probe_query(layer: int) -> str:
+    """Queries of the probe rows, [1, H, R, D]."""
+    return f"probe_query.{layer}"
+
+
+def probe_key(layer: int) -> str:
+    """Keys of the probe rows, [1, Hkv, R, D]."""
+    return f"probe_key.{layer}"

@@ -1,0 +1,326 @@
+"""Stage two: projector and decoder, many questions about one picture in one sequence.
+
+A packed sequence is a prefix (``<s>USER: `` and the visual tokens) followed by segments (a
+question with its answer). A segment sees the prefix and itself, and its positions continue where
+the prefix ends, so each segment is computed exactly as if it had been asked alone.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scenes import GRID, describe, draw_scene, patch_owners, render
+from questions import KINDS, ask
+from torch import Tensor, nn
+from transformers import (
+    CLIPModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+
+from muon import Optimizer
+from tower import normalise
+
+VISUAL = GRID * GRID
+WIDTH = 128
+HARD_KINDS = ("count_side", "character_in", "holder_of", "side", "count_some", "color_of", "shape_of")
+CAPTION_PROMPT = "describe the picture."
+QUESTION_SLOTS = 16
+QUESTION_LENGTH = 18
+CAPTION_LENGTH = 42
+
+
+def prefix_text() -> str:
+    """What stands before the picture."""
+    return "USER: "
+
+
+def segment_text(question: str) -> str:
+    """What stands between the picture and the answer."""
+    return f"\n{question} ASSISTANT:"
+
+
+def llava_config(tokenizer: PreTrainedTokenizerFast, clip: CLIPModel) -> LlavaConfig:
+    """Twelve narrow layers with grouped-query attention on top of the CLIP vision tower."""
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlavaConfig(
+        vision_config=clip.config.vision_config.to_dict(),
+        text_config=text.to_dict(),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=VISUAL,
+        projector_hidden_act="gelu",
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A batch of pictures with their segments; ids are padded with the pad token.
+
+    ``answers`` holds the token to predict at each place, or -100.
+    """
+
+    raw: Tensor
+    owners: Tensor
+    questions: Tensor
+    question_answers: Tensor
+    captions: Tensor
+    caption_answers: Tensor
+
+
+def encode_segment(
+    tokenizer: PreTrainedTokenizerFast, question: str, answer: str, length: int
+) -> tuple[list[int], list[int]]:
+    """Input ids and shifted targets of one segment."""
+    asked: list[int] = tokenizer.encode(segment_text(question), add_special_tokens=False)
+    answered: list[int] = tokenizer.encode(f" {answer}</s>", add_special_tokens=False)
+    ids = asked + answered
+    targets = [-100] * (len(asked) - 1) + answered + [-100]
+    if len(ids) > length:
+        raise ValueError(f"segment of {len(ids)} tokens, room for {length}: {question!r}")
+    pad = length - len(ids)
+    return ids + [tokenizer.pad_token_id] * pad, targets + [-100] * pad
+
+
+class Packs(torch.utils.data.Dataset[Pack]):
+    """Batch ``i`` is a function of the seed and ``i``."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, batches: int, size: int) -> None:
+        self.tokenizer, self.seed, self.batches, self.size = tokenizer, seed, batches, size
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> Pack:
+        rng = random.Random(f"decoder {self.seed} {index}")
+        raw, owners = [], []
+        questions: list[tuple[list[int], list[int]]] = []
+        captions: list[tuple[list[int], list[int]]] = []
+        for _ in range(self.size):
+            scene = draw_scene(rng)
+            raw.append(np.asarray(render(scene)))
+            owners.append(patch_owners(scene).reshape(-1))
+            asked = [q for q in (ask(scene, rng, kind) for kind in KINDS) if q is not None]
+            while len(asked) < QUESTION_SLOTS:
+                extra = ask(scene, rng, rng.choice(HARD_KINDS))
+                if extra is not None:
+                    asked.append(extra)
+            questions += [encode_segment(self.tokenizer, q.text, q.answer, QUESTION_LENGTH) for q in asked]
+            captions.append(encode_segment(self.tokenizer, CAPTION_PROMPT, describe(scene), CAPTION_LENGTH))
+        asked_ids = torch.tensor(questions).view(self.size, QUESTION_SLOTS, 2, QUESTION_LENGTH)
+        caption_ids = torch.tensor(captions).view(self.size, 1, 2, CAPTION_LENGTH)
+        return Pack(
+            torch.from_numpy(np.stack(raw)),
+            torch.from_numpy(np.stack(owners)),
+            asked_ids[:, :, 0],
+            asked_ids[:, :, 1],
+            caption_ids[:, :, 0],
+            caption_ids[:, :, 1],
+        )
+
+
+def hide_tokens(owners: Tensor, layers: int, generator: torch.Generator) -> Tensor:
+    """Which visual tokens each layer sees, True = seen; shape (layers, batch, visual).
+
+    Half of the pictures are seen whole. Of the others, a random share of the visual tokens is
+    hidden from a random layer on: background first, or at random with a few patches of every
+    object spared. It makes the decoder content with few tokens per object.
+    """
+    batch = owners.shape[0]
+    score = torch.rand(owners.shape, generator=generator)
+    spare = torch.rand(owners.shape, generator=generator)
+    for index in range(int(owners.max()) + 1):
+        mine = owners == index
+        best = torch.where(mine, spare, -1.0).topk(2, dim=1).indices
+        score.scatter_add_(1, best, 2.0 * torch.gather(mine, 1, best).float())
+    mode = torch.rand(batch, generator=generator)
+    background_first = (mode < 0.25)[:, None] & (owners >= 0)
+    score = score + 1.0 * background_first
+    share = 0.15 + 0.75 * torch.rand(batch, generator=generator)
+    share = torch.where(mode < 0.5, share, 0.0)
+    rank = score.argsort(dim=1).argsort(dim=1)
+    hidden = rank < (share * owners.shape[1])[:, None]
+    start = torch.randint(0, layers - 2, (batch,), generator=generator)
+    reached = torch.arange(layers)[:, None] >= start[None]
+    return ~(hidden[None] & reached[:, :, None])
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class PackedDecoder:
+    """Runs the modules of a LLaVA model on packed sequences."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.model = model
+        self.language = model.model.language_model
+        self.projector = model.model.multi_modal_projector
+        ids = tokenizer.encode(prefix_text())
+        self.prefix_ids = torch.tensor(ids)
+        self.prefix = len(ids) + VISUAL
+        config = model.config.text_config
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.hidden_size // self.heads
+        self.causal = torch.full((self.prefix, self.prefix), float("-inf")).triu(1)
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+
+    def __call__(self, features: Tensor, groups: Sequence[Tensor], seen: Tensor | None) -> list[Tensor]:
+        """Last hidden states of every group of segments, each (batch, segments, length, width)."""
+        embed = self.language.embed_tokens
+        batch = features.shape[0]
+        start = embed(self.prefix_ids).expand(batch, -1, -1)
+        visual = self.projector(features)
+        parts = [start, visual.to(start.dtype), *(embed(g).flatten(1, 2) for g in groups)]
+        x = torch.cat(parts, dim=1)
+        positions = [torch.arange(self.prefix)]
+        positions += [(self.prefix + torch.arange(g.shape[2])).repeat(g.shape[1]) for g in groups]
+        cos, sin = self.language.rotary_emb(x, torch.cat(positions)[None])
+        cos, sin = cos[:, None].to(torch.bfloat16), sin[:, None].to(torch.bfloat16)
+        masks = [torch.full((g.shape[2], g.shape[2]), float("-inf")).triu(1) for g in groups]
+        scale = self.head_dim**-0.5
+        repeat = self.heads // self.kv_heads
+        for index, layer in enumerate(self.language.layers):
+            attention = layer.self_attn
+            normed = layer.input_layernorm(x)
+            q = _rotate(self._heads(attention.q_proj(normed), self.heads), cos, sin) * scale
+            k = _rotate(self._heads(attention.k_proj(normed), self.kv_heads), cos, sin)
+            v = self._heads(attention.v_proj(normed), self.kv_heads)
+            k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+            kp, vp = k[:, :, : self.prefix], v[:, :, : self.prefix]
+            block = None
+            if seen is not None:
+                block = torch.zeros(batch, 1, 1, self.prefix)
+                block[:, 0, 0, len(self.prefix_ids) :].masked_fill_(~seen[index], -1e4)
+            mask = self.causal if block is None else self.causal + block
+            # A hidden token still sees itself: what it computes is seen by nobody.
+            scores = (q[:, :, : self.prefix] @ kp.mT).float() + mask
+            mixed = [scores.softmax(-1).to(vp.dtype) @ vp]
+            at = self.prefix
+            for group, own_mask in zip(groups, masks, strict=True):
+                count, length = group.shape[1:]
+                piece = slice(at, at + count * length)
+                at += count * length
+                qs = q[:, :, piece]
+                split = (count, length)
+                to_prefix = (qs @ kp.mT).float()
+                if block is not None:
+                    to_prefix = to_prefix + block
+                own = qs.unflatten(2, split) @ k[:, :, piece].unflatten(2, split).mT
+                own = (own.float() + own_mask).flatten(2, 3)
+                weight = torch.cat([to_prefix, own], dim=-1).softmax(-1).to(vp.dtype)
+                near = weight[..., self.prefix :].unflatten(2, split) @ v[:, :, piece].unflatten(2, split)
+                mixed.append(weight[..., : self.prefix] @ vp + near.flatten(2, 3))
+            x = x + attention.o_proj(torch.cat(mixed, dim=2).transpose(1, 2).flatten(2))
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        x = self.language.norm(x)
+        states = []
+        at = self.prefix
+        for group in groups:
+            count, length = group.shape[1:]
+            states.append(x[:, at : at + count * length].unflatten(1, (count, length)))
+            at += count * length
+        return states
+
+    def logits(self, state: Tensor) -> Tensor:
+        """Scores of the next token."""
+        return self.model.lm_head(state).float()
+
+
+def build_llava(tokenizer: PreTrainedTokenizerFast, clip: CLIPModel) -> LlavaForConditionalGeneration:
+    """A LLaVA model with the given vision tower and a fresh projector and decoder."""
+    model = LlavaForConditionalGeneration(llava_config(tokenizer, clip))
+    model.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
+    model.model.vision_tower.requires_grad_(False)
+    model.model.vision_tower.eval()
+    model.model.vision_tower.set_attn_implementation("eager")
+    return model
+
+
+def train_decoder(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    steps: int,
+    size: int = 24,
+    save_every: int = 400,
+    on_save: Callable[[], None] | None = None,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Train projector and decoder with the vision tower frozen."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    decoder = PackedDecoder(model, tokenizer)
+    trained: list[nn.Module] = [model.model.multi_modal_projector, model.model.language_model]
+    optimizer = Optimizer(trained, steps)
+    loader = torch.utils.data.DataLoader(
+        Packs(tokenizer, seed, steps, size), batch_size=None, num_workers=1, prefetch_factor=8
+    )
+    started = time.monotonic()
+    hits, totals = torch.zeros(2), torch.zeros(2)
+    for step, pack in enumerate(loader):
+        seen = None
+        if step >= steps // 6:
+            seen = hide_tokens(pack.owners, len(decoder.language.layers), generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.no_grad():
+                vision = model.model.vision_tower(normalise(pack.raw), output_hidden_states=True)
+                features = vision.hidden_states[-2][:, 1:]
+            asked, told = decoder(features, [pack.questions, pack.captions], seen)
+            answered = pack.question_answers >= 0
+            targets = pack.question_answers[answered]
+            logits = decoder.logits(asked[answered])
+            telling = pack.caption_answers >= 0
+            caption_logits = decoder.logits(told[telling])
+        loss = F.cross_entropy(logits, targets)
+        caption_loss = F.cross_entropy(caption_logits, pack.caption_answers[telling])
+        (2 * loss + caption_loss).backward()
+        optimizer.step()
+        with torch.no_grad():
+            right = torch.zeros_like(pack.question_answers, dtype=torch.bool)
+            right[answered] = logits.argmax(-1) == targets
+            correct = (right | ~answered).all(-1)
+            whole = torch.ones(len(correct), dtype=torch.bool) if seen is None else seen[-1].all(-1)
+            hits[0] += correct[whole].float().sum()
+            totals[0] += correct[whole].numel()
+            hits[1] += correct[~whole].float().sum()
+            totals[1] += correct[~whole].numel()
+        if step % 25 == 0 or step == steps - 1:
+            rate = hits / totals.clamp(min=1)
+            hits.zero_()
+            totals.zero_()
+            told_right = (caption_logits.argmax(-1) == pack.caption_answers[telling]).float().mean()
+            log(
+                f"decoder {step:5d} {time.monotonic() - started:6.0f}s loss {loss.item():.3f} "
+                f"caption {caption_loss.item():.3f} {told_right.item():.3f} "
+                f"| answers {rate[0].item():.3f}, tokens hidden {rate[1].item():.3f}"
+            )
+        if on_save is not None and step % save_every == save_every - 1:
+            on_save()

@@ -1,0 +1,304 @@
+"""Checkpoint → bundle: every stage traced, written, checked and compared with the torch reference."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from PIL import Image
+
+import edgeprune
+from edgeprune.bundle import Bundle, file_entry, sha256_of, writing
+from edgeprune.checkpoint import PRUNING_FILE, PRUNING_WEIGHTS_FILE, load_checkpoint, read_config
+from edgeprune.checkpoint_weights import weight_files
+from edgeprune.errors import CheckpointError, ParityError, PromptError, PruningError
+from edgeprune.export.check_pictures import check_pictures
+from edgeprune.export.external_data import WeightStore
+from edgeprune.export.parity import Prompt, StageCase, check_graph, record_cases
+from edgeprune.export.passes import fold_transposed_weights
+from edgeprune.export.preprocessing import image_preprocessing_from_checkpoint
+from edgeprune.export.prompt import prompt_format_from_checkpoint
+from edgeprune.export.trace import trace_stage
+from edgeprune.manifest import (
+    MANIFEST_FILE,
+    FileEntry,
+    GeometryEntry,
+    GraphEntry,
+    Manifest,
+    MethodEntry,
+    ParityEntry,
+    ProbeEntry,
+    SegmentEntry,
+    SiteEntry,
+    SourceEntry,
+    TensorEntry,
+    manifest_to_json,
+)
+from edgeprune.models.llama import blocks_between
+from edgeprune.prune.method import PruningMethod
+from edgeprune.prune.registry import methods_to_json
+from edgeprune.pruned_model import PrunedModel
+from edgeprune.runtimes.guide import GuideEncoder
+from edgeprune.runtimes.preprocessing import ImagePreprocessing
+from edgeprune.runtimes.prompt import PromptEncoder, PromptFormat
+from edgeprune.stages import SegmentStage, TensorSpec
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+OPSETS = range(20, 24)
+# From this opset on ONNX has RotaryEmbedding, RMSNormalization and Attention.
+FUSED_OPSET = 23
+TOKENIZER_FILE = "tokenizer.json"
+GUIDE_TOKENIZER_FILE = "guide_tokenizer.json"
+CHECK_QUESTION = "What is in the picture? Name each thing and its colour."
+
+
+class ExportProgress(Protocol):
+    """Hears what an export does; the command line draws a bar per graph from it."""
+
+    def graph(self, name: str, step: str, done: int, steps: int) -> None:
+        """``done`` of ``steps`` steps of a graph are over; ``step`` is the next or, at the end, the result."""
+
+
+class SilentProgress:
+    """Reports nothing."""
+
+    def graph(self, name: str, step: str, done: int, steps: int) -> None:
+        """Nothing."""
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    methods: Sequence[PruningMethod] | None = None,
+    clip: str | Path | None = None,
+    dtype: str = "float32",
+    opset: int = FUSED_OPSET,
+    images: Sequence[Image.Image] = (),
+    progress: ExportProgress | None = None,
+) -> Bundle:
+    """Export a checkpoint as a bundle.
+
+    Args:
+        checkpoint: Folder of a Hugging Face checkpoint, with its pruning files if it was trained with pruning.
+        output: Folder of the bundle; an older bundle there is replaced when the new one is whole.
+        methods: The pruning to use instead of the checkpoint's; empty = unpruned.
+        clip: Folder of the CLIP checkpoint that the vision tower comes from, for IVTP.
+        dtype: Type of the weights in the bundle, "float32" or "float16".
+        opset: ONNX opset, 20 … 23. 23 has fused attention; TensorRT below 10.14 reads up to 20.
+        images: Pictures to compare the graphs with the reference on; drawn ones by default.
+        progress: Hears what is done.
+
+    Raises:
+        CheckpointError: The checkpoint is unusable.
+        PruningError: The pruning does not fit the model.
+        ParityError: A graph does not compute what the reference computes.
+        BundleError: The output cannot be written.
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype '{dtype}' is unknown, allowed: {', '.join(DTYPES)}")
+    if opset not in OPSETS:
+        raise CheckpointError(f"opset {opset} is out of range, allowed: {OPSETS[0]} … {OPSETS[-1]}")
+    folder, report = Path(checkpoint), progress or SilentProgress()
+    config = read_config(folder)
+    preprocessing = image_preprocessing_from_checkpoint(folder)
+    prompt_format = prompt_format_from_checkpoint(folder, config)
+    model = load_checkpoint(
+        folder, methods=methods, clip=clip, dtype=DTYPES[dtype], fused_rotary=opset >= FUSED_OPSET
+    )
+    with writing(output) as partial:
+        tokenizer = _copy(folder / TOKENIZER_FILE, partial / TOKENIZER_FILE)
+        probe = _probe_entry(model, clip, partial)
+        prompts = check_prompts(model, preprocessing, prompt_format, partial, probe, images)
+        cases = record_cases(model, prompts)
+        graphs, parity = _export_graphs(model, partial, cases, opset, report)
+        manifest = Manifest(
+            edgeprune_version=edgeprune.__version__,
+            source=_source(folder, str(config["model_type"])),
+            dtype=dtype,
+            opset=opset,
+            geometry=_geometry(model),
+            pruning=tuple(
+                MethodEntry(entry["method"], entry["parameters"]) for entry in methods_to_json(model.plan.methods)
+            ),
+            segments=tuple(_segment_entry(segment) for segment in model.segments),
+            sites=_site_entries(model),
+            probe=probe,
+            graphs=graphs,
+            preprocessing=preprocessing.to_json(),
+            prompt=prompt_format.to_json(),
+            eos_token_ids=prompt_format.eos_token_ids,
+            tokenizer=file_entry(partial, tokenizer),
+            parity=parity,
+        )
+        (partial / MANIFEST_FILE).write_text(manifest_to_json(manifest), encoding="utf-8")
+    return Bundle.open(output)
+
+
+def check_prompts(
+    model: PrunedModel,
+    preprocessing: ImagePreprocessing,
+    prompt_format: PromptFormat,
+    folder: Path,
+    probe: ProbeEntry | None,
+    images: Sequence[Image.Image],
+) -> list[Prompt]:
+    """The prompts that graphs are compared on: one picture, two pictures, none; those that fit the context."""
+    encoder = PromptEncoder(prompt_format, folder / TOKENIZER_FILE)
+    pictures = (list(images) + check_pictures(2))[:2] if len(images) < 2 else list(images[:2])
+    guide = None
+    if probe is not None and probe.guided:
+        guide = GuideEncoder(folder / GUIDE_TOKENIZER_FILE, probe.guide_context_length)
+    prompts: list[Prompt] = []
+    for count in (1, 2, 0):
+        try:
+            encoded = encoder.encode_chat(CHECK_QUESTION, [model.plan.tokens_per_image] * count)
+        except PromptError:
+            # A short context may not hold two pictures; one it must.
+            if count == 1:
+                raise
+            continue
+        prompts.append(
+            Prompt(
+                f"a prompt with {count or 'no'} picture{'s' * (count != 1)}, {encoded.token_ids.shape[0]} tokens",
+                encoded.token_ids,
+                preprocessing(pictures[:count]) if count else None,
+                guide.encode(encoded.tail_text, encoded.tail_offsets) if guide is not None and count else None,
+            )
+        )
+    return prompts
+
+
+def _export_graphs(
+    model: PrunedModel,
+    folder: Path,
+    cases: dict[str, list[StageCase]],
+    opset: int,
+    progress: ExportProgress,
+) -> tuple[dict[str, GraphEntry], dict[str, ParityEntry]]:
+    store = WeightStore(folder)
+    graphs: dict[str, GraphEntry] = {}
+    parity: dict[str, ParityEntry] = {}
+    hashes: dict[str, FileEntry] = {}
+    for stage in model.stages:
+        graph_file = f"{stage.name}.onnx"
+        steps = ("trace", "write", "check", "compare")
+        progress.graph(stage.name, steps[0], 0, len(steps))
+        graph = trace_stage(stage, model.dtype, opset)
+        progress.graph(stage.name, steps[1], 1, len(steps))
+        fold_transposed_weights.apply(graph)
+        ClearMetadataAndDocStringPass()(graph)
+        data_files = store.externalise(graph, f"{graph_file}.data")
+        ir.save(graph, folder / graph_file)
+        del graph
+        progress.graph(stage.name, steps[2], 2, len(steps))
+        _check_model(folder / graph_file)
+        progress.graph(stage.name, steps[3], 3, len(steps))
+        parity[stage.name] = check_graph(folder / graph_file, cases.get(stage.name, []), model.dtype)
+        progress.graph(stage.name, _summary(parity[stage.name]), len(steps), len(steps))
+        for name in data_files:
+            hashes.setdefault(name, file_entry(folder, folder / name))
+        graphs[stage.name] = GraphEntry(
+            file=file_entry(folder, folder / graph_file),
+            data=tuple(hashes[name] for name in data_files),
+            inputs=tuple(_tensor_entry(spec, model.dtype) for spec in stage.inputs),
+            outputs=tuple(_tensor_entry(spec, model.dtype) for spec in stage.outputs),
+        )
+    return graphs, parity
+
+
+def _check_model(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ParityError(f"{path.name} is not valid ONNX ({error}): please report it with config.json") from error
+
+
+def _summary(parity: ParityEntry) -> str:
+    text = f"max difference {parity.max_abs_diff:.1e} in {parity.cases} runs"
+    return text if parity.indices_identical is None else f"{text}, kept indices identical: yes"
+
+
+def _tensor_entry(spec: TensorSpec, dtype: torch.dtype) -> TensorEntry:
+    name = str(dtype).removeprefix("torch.") if spec.dtype == "model" else spec.dtype
+    return TensorEntry(spec.name, name, spec.shape)
+
+
+def _segment_entry(segment: SegmentStage) -> SegmentEntry:
+    mlp = tuple(layer for layer, block in blocks_between(segment.start, segment.end) if block == "mlp")
+    return SegmentEntry(segment.name, segment.layers, mlp, bool(segment.probe_layers))
+
+
+def _site_entries(model: PrunedModel) -> tuple[SiteEntry, ...]:
+    return tuple(
+        SiteEntry(
+            graph=planned.name,
+            method=planned.method.name,
+            place=planned.site.cut.description,
+            layer=planned.site.cut.layer,
+            before_mlp=planned.site.cut.before_mlp,
+            keep_per_image=planned.site.keep_per_image,
+        )
+        for planned in model.plan.sites
+    )
+
+
+def _geometry(model: PrunedModel) -> GeometryEntry:
+    config, plan = model.model.config, model.plan
+    tower, decoder = config.vision.tower, config.decoder
+    pruner, tokens = plan.vision_pruner(), plan.geometry.num_patches
+    vision_tokens: list[int] = []
+    for layer in range(config.feature_layer):
+        vision_tokens.append(tokens + 1)
+        if pruner is not None and (kept := pruner.keep_after_attention(layer)) is not None:
+            tokens = kept
+    return GeometryEntry(
+        hidden_size=decoder.hidden_size,
+        intermediate_size=decoder.intermediate_size,
+        num_layers=decoder.num_layers,
+        num_heads=decoder.num_heads,
+        num_kv_heads=decoder.num_kv_heads,
+        head_dim=decoder.head_dim,
+        vocab_size=decoder.vocab_size,
+        context_length=decoder.context_length,
+        grid=plan.geometry.grid,
+        tokens_per_image=plan.tokens_per_image,
+        vision_hidden_size=tower.hidden_size,
+        vision_intermediate_size=tower.intermediate_size,
+        vision_layers=config.feature_layer,
+        vision_tokens=tuple(vision_tokens),
+    )
+
+
+def _probe_entry(model: PrunedModel, clip: str | Path | None, folder: Path) -> ProbeEntry | None:
+    probe = model.plan.probe
+    if probe is None:
+        return None
+    if not probe.guided or model.clip is None or clip is None:
+        return ProbeEntry(guided=False, guide_tokenizer=None, guide_context_length=0)
+    source = Path(clip) / TOKENIZER_FILE
+    if not source.is_file():
+        raise PruningError(
+            f"{source} does not exist: save the CLIP tokenizer there with transformers' "
+            "AutoTokenizer.from_pretrained(…, use_fast=True).save_pretrained"
+        )
+    copied = _copy(source, folder / GUIDE_TOKENIZER_FILE)
+    length = model.clip.guide.text_tower.config.context_length
+    return ProbeEntry(guided=True, guide_tokenizer=file_entry(folder, copied), guide_context_length=length)
+
+
+def _source(folder: Path, model_type: str) -> SourceEntry:
+    optional = [folder / PRUNING_FILE, folder / PRUNING_WEIGHTS_FILE]
+    files = [folder / "config.json", *weight_files(folder), *(path for path in optional if path.is_file())]
+    return SourceEntry(name=folder.resolve().name, model_type=model_type, sha256=sha256_of(*files))
+
+
+def _copy(source: Path, target: Path) -> Path:
+    shutil.copyfile(source, target)
+    return target
+
+

@@ -1,0 +1,153 @@
+"""TokenSelect as an ONNX node and as functions of standard operators, one per mode.
+
+Torch references: ``edgeprune.operators.token_select``. No size depends on the data: the permutation is built
+from a cumulative sum and one scatter. Ties are broken by cumulative sums too, not by TopK, whose order among
+equals runtimes need not keep.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeprune.export.operators.function_body import FunctionBody
+from edgeprune.export.operators.operator_node import emit
+from edgeprune.operators.schema import THRESHOLD, TOKEN_SELECT, TOKEN_SELECT_MODES, TOPK
+
+_OUTPUTS = ["keep_indices", "keep_count"]
+# Above every row's position, so that a position plus a tier still sorts by tier first.
+_TIER = 2**40
+
+
+def translate_threshold(scores: Any, thresholds: Any, droppable: Any) -> tuple[Any, ...]:
+    """The node of one ``edgeprune::token_select_threshold`` call, for ``custom_translation_table``."""
+    inputs = {"scores": scores, "thresholds": thresholds, "droppable": droppable}
+    return tuple(emit(TOKEN_SELECT, inputs, _OUTPUTS, {"mode": THRESHOLD}))
+
+
+def translate_topk(scores: Any, num_keep: Any, droppable: Any) -> tuple[Any, ...]:
+    """The node of one ``edgeprune::token_select_topk`` call, for ``custom_translation_table``."""
+    inputs = {"scores": scores, "num_keep": num_keep, "droppable": droppable}
+    return tuple(emit(TOKEN_SELECT, inputs, _OUTPUTS, {"mode": TOPK}))
+
+
+def specialisation(node: ir.Node) -> tuple[str]:
+    """The mode of a node, which its function body is written for."""
+    return (node.attributes["mode"].as_string(),)
+
+
+def precedence(mode: str) -> tuple[int, ...]:
+    """Threshold first: its count is not known to the host, so fusing it into one kernel saves most."""
+    return (TOKEN_SELECT_MODES.index(mode),)
+
+
+def function(mode: str, *, opset_version: int = 23) -> ir.Function:
+    """The function body for one mode.
+
+    In mode ``topk`` the K of a TopK is ``num_keep`` (within 1 … S), and TensorRT's ITopK takes at most 3840.
+
+    Shapes:
+        scores: [P, S] float32, thresholds: [P, S] float32, num_keep: [] int64, droppable: [S] bool
+        keep_indices: [S] int64, keep_count: [] int64
+    """
+    second = "thresholds" if mode == THRESHOLD else "num_keep"
+    body = FunctionBody(TOKEN_SELECT, ["scores", second, "droppable"], opset_version=opset_version)
+    droppable = body.input("droppable")
+    size = body.op("Shape", droppable, name="size")
+    start, step = body.constant(0, name="start"), body.constant(1, name="step")
+    positions = body.op("Range", start, body.op("Squeeze", size, name="end"), step, name="positions")
+
+    first = body.op("Gather", body.input("scores"), start, name="first_scores", axis=0)
+    nan = body.op("IsNaN", first, name="nan")
+    usable = body.op("And", droppable, body.op("Not", nan, name="number"), name="usable")
+    lowest = body.constant(-np.inf, name="lowest")
+    values = body.op("Where", usable, first, lowest, name="values")
+
+    if mode == THRESHOLD:
+        chosen = _chosen_by_threshold(body, positions, usable, values)
+    else:
+        chosen = _chosen_by_rank(body, size, usable, nan, values)
+    text = body.op("Not", droppable, name="text")
+    keep = body.op("Or", chosen, text, name="keep")
+    keep_indices, keep_count = _partition(body, positions, keep)
+    return body.function(
+        {"keep_indices": keep_indices, "keep_count": keep_count}, {"mode": ir.AttributeType.STRING}
+    )
+
+
+def _chosen_by_threshold(
+    body: FunctionBody, positions: ir.Value, usable: ir.Value, values: ir.Value
+) -> ir.Value:
+    """The droppable rows above a threshold, or the survivor where there is none."""
+    droppable = body.input("droppable")
+    above = body.op("Greater", body.input("scores"), body.input("thresholds"), name="above")
+    above_int = body.op("Cast", above, name="above_int", to=ir.DataType.INT32.value)
+    pair_axis = body.constant([0], name="pair_axis")
+    any_int = body.op("ReduceMax", above_int, pair_axis, name="above_any_int", keepdims=0)
+    above_any = body.op("Cast", any_int, name="above_any", to=ir.DataType.BOOL.value)
+    chosen = body.op("And", above_any, droppable, name="above_droppable")
+
+    # Order of survival, the least first: any chosen row, the best score, other droppable rows, the rest;
+    # within one tier by position. At the minimum are all the chosen rows, or else exactly one survivor.
+    highest = body.op("ReduceMax", values, name="highest", keepdims=1)
+    at_highest = body.op("Equal", values, highest, name="at_highest")
+    best = body.op("And", at_highest, usable, name="best")
+    tiers = [body.constant(i * _TIER, name=f"tier_{i}") for i in range(3)]
+    other = body.op("Where", droppable, tiers[1], tiers[2], name="tier_other")
+    tier = body.op("Where", best, tiers[0], other, name="tier")
+    order = body.op("Add", tier, positions, name="order")
+    front = body.constant(-1, name="front")
+    order = body.op("Where", chosen, front, order, name="order_chosen")
+    least = body.op("ReduceMin", order, name="least", keepdims=1)
+    return body.op("Equal", order, least, name="chosen")
+
+
+def _chosen_by_rank(
+    body: FunctionBody, size: ir.Value, usable: ir.Value, nan: ir.Value, values: ir.Value
+) -> ir.Value:
+    """The droppable rows among the ``num_keep`` best: above the last kept value, equal to it, and NaN."""
+    one = body.constant([1], name="one")
+    num_keep = body.op("Reshape", body.input("num_keep"), one, name="num_keep_vector")
+    # K must depend on shapes and num_keep alone: TensorRT takes no K computed from data.
+    at_least_one = body.op("Max", num_keep, one, name="at_least_one")
+    k = body.op("Min", at_least_one, size, name="k")
+    top = body.op("TopK", values, k, name="top_values", axis=0)
+    last = body.op("ReduceMin", top, name="last_value", keepdims=1)
+    above = body.op("Greater", values, last, name="above")
+    equal = body.op("Equal", values, last, name="equal")
+    equal = body.op("And", equal, usable, name="equal_usable")
+    lost = body.op("And", body.input("droppable"), nan, name="lost")
+    chosen_equal = _first_places(body, equal, num_keep, above, "equal")
+    chosen_lost = _first_places(body, lost, num_keep, usable, "lost")
+    chosen = body.op("Or", above, chosen_equal, name="chosen_usable")
+    return body.op("Or", chosen, chosen_lost, name="chosen")
+
+
+def _first_places(
+    body: FunctionBody, rows: ir.Value, num_keep: ir.Value, before: ir.Value, name: str
+) -> ir.Value:
+    """Of ``rows``, the first in order, as many as ``num_keep`` leaves after the rows of ``before``."""
+    axis = body.constant(0, name=f"{name}_axis")
+    taken = _int64(body, before, f"{name}_before")
+    taken = body.op("ReduceSum", taken, name=f"{name}_taken", keepdims=1)
+    room = body.op("Sub", num_keep, taken, name=f"{name}_room")
+    place = body.op("CumSum", _int64(body, rows, f"{name}_int"), axis, name=f"{name}_place")
+    fits = body.op("LessOrEqual", place, room, name=f"{name}_fits")
+    return body.op("And", rows, fits, name=f"{name}_chosen")
+
+
+def _partition(body: FunctionBody, positions: ir.Value, keep: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The permutation that moves the kept rows to the front, and their number."""
+    axis, one = body.constant(0, name="row_axis"), body.constant(1, name="unit")
+    kept = _int64(body, keep, "kept")
+    count = body.op("ReduceSum", kept, name="keep_count", keepdims=0)
+    kept_until = body.op("CumSum", kept, axis, name="kept_until")
+    to_front = body.op("Sub", kept_until, one, name="to_front")
+    dropped_before = body.op("Sub", positions, kept_until, name="dropped_before")
+    to_back = body.op("Add", dropped_before, count, name="to_back")
+    target = body.op("Where", keep, to_front, to_back, name="target")
+    return body.op("ScatterElements", positions, target, positions, name="keep_indices", axis=0), count
+
+
+def _int64(body: FunctionBody, value: ir.Value, name: str) -> ir.Value:
+    return body.op("Cast", value, name=name, to=ir.DataType.INT64.value)

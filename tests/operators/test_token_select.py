@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeprune.errors import PruningError
+from edgeprune.operators.token_select import select_by_threshold, select_top_k
+
+# Few distinct values: ties, signed zeros, infinities and NaN meet often.
+SCORES = st.sampled_from([0.0, -0.0, 0.25, 0.5, -1.0, math.inf, -math.inf, math.nan])
+
+
+def permutation(kept, size):
+    """The kept rows, ascending, then the others, ascending; and how many are kept."""
+    front = [i for i in range(size) if i in kept]
+    return front + [i for i in range(size) if i not in kept], len(front)
+
+
+def best_first(scores, rows):
+    """Rows by score, the highest first: NaN behind everything, ties to the lower index."""
+    numbers = [i for i in rows if not math.isnan(scores[i])]
+    ordered = []
+    while numbers:
+        best = numbers[0]
+        for i in numbers:
+            if scores[i] > scores[best]:
+                best = i
+        ordered.append(best)
+        numbers.remove(best)
+    return ordered + [i for i in rows if math.isnan(scores[i])]
+
+
+def threshold_by_hand(scores, thresholds, droppable):
+    candidates = [i for i, flag in enumerate(droppable) if flag]
+    kept = {i for i in candidates for p in range(len(scores)) if scores[p][i] > thresholds[p][i]}
+    if candidates and not kept:
+        kept = {best_first(scores[0], candidates)[0]}
+    return permutation(kept | {i for i, flag in enumerate(droppable) if not flag}, len(droppable))
+
+
+def top_k_by_hand(scores, num_keep, droppable):
+    candidates = [i for i, flag in enumerate(droppable) if flag]
+    kept = set(best_first(scores, candidates)[: max(num_keep, 0)])
+    return permutation(kept | {i for i, flag in enumerate(droppable) if not flag}, len(droppable))
+
+
+@st.composite
+def threshold_inputs(draw):
+    P, S = draw(st.integers(1, 3)), draw(st.integers(1, 12))
+    rows = st.lists(st.lists(SCORES, min_size=S, max_size=S), min_size=P, max_size=P)
+    return draw(rows), draw(rows), draw(st.lists(st.booleans(), min_size=S, max_size=S))
+
+
+@st.composite
+def top_k_inputs(draw):
+    S = draw(st.integers(1, 12))
+    scores = draw(st.lists(SCORES, min_size=S, max_size=S))
+    return scores, draw(st.integers(-1, S + 2)), draw(st.lists(st.booleans(), min_size=S, max_size=S))
+
+
+@settings(max_examples=300, deadline=None)
+@given(inputs=threshold_inputs())
+def test_threshold_equals_the_definition(inputs):
+    scores, thresholds, droppable = inputs
+    keep_indices, keep_count = select_by_threshold(
+        torch.tensor(scores), torch.tensor(thresholds), torch.tensor(droppable)
+    )
+    assert (keep_indices.tolist(), keep_count.item()) == threshold_by_hand(scores, thresholds, droppable)
+    assert keep_indices.dtype == keep_count.dtype == torch.int64
+    assert keep_count.dim() == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(inputs=top_k_inputs())
+def test_top_k_equals_the_definition(inputs):
+    scores, num_keep, droppable = inputs
+    keep_indices, keep_count = select_top_k(
+        torch.tensor([scores]), torch.tensor(num_keep), torch.tensor(droppable)
+    )
+    assert (keep_indices.tolist(), keep_count.item()) == top_k_by_hand(scores, num_keep, droppable)
+    assert keep_indices.dtype == keep_count.dtype == torch.int64
+    assert keep_count.dim() == 0
+
+
+def test_equal_scores_go_to_the_lower_index():
+    scores, droppable = torch.ones(1, 5), torch.tensor([True, False, True, True, True])
+    keep_indices, keep_count = select_top_k(scores, 2, droppable)
+    assert keep_indices[:keep_count].tolist() == [0, 1, 2]
+
+
+def test_the_best_row_survives_where_none_is_above_its_threshold():
+    scores = torch.tensor([[0.1, 0.4, 0.4], [9.0, 0.0, 0.0]])
+    thresholds = torch.full((2, 3), 10.0)
+    keep_indices, keep_count = select_by_threshold(scores, thresholds, torch.ones(3, dtype=torch.bool))
+    assert keep_indices[:keep_count].tolist() == [1]
+
+
+def test_without_droppable_rows_nothing_is_selected_for_survival():
+    scores = torch.zeros(1, 3)
+    keep_indices, keep_count = select_by_threshold(scores, scores, torch.zeros(3, dtype=torch.bool))
+    assert keep_count.item() == 3
+    assert keep_indices.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("num_keep", [3, torch.tensor(3)])
+def test_num_keep_may_be_a_number_or_a_tensor(num_keep):
+    _, keep_count = select_top_k(torch.rand(1, 6), num_keep, torch.ones(6, dtype=torch.bool))
+    assert keep_count.item() == 3
+
+
+def test_shapes_and_types_that_do_not_fit_are_named():
+    droppable = torch.ones(3, dtype=torch.bool)
+    with pytest.raises(PruningError, match=r"scores \[P, S\]"):
+        select_by_threshold(torch.zeros(3), torch.zeros(3), droppable)
+    with pytest.raises(PruningError, match="shape of scores"):
+        select_by_threshold(torch.zeros(2, 3), torch.zeros(1, 3), droppable)
+    with pytest.raises(PruningError, match=r"scores \[1, S\]"):
+        select_top_k(torch.zeros(2, 3), 1, droppable)
+    with pytest.raises(PruningError, match="float32 scores"):
+        select_top_k(torch.zeros(1, 3, dtype=torch.float16), 1, droppable)
+    with pytest.raises(PruningError, match="boolean droppable"):
+        select_top_k(torch.zeros(1, 3), 1, droppable.long())
+
+
+def test_the_custom_operators_are_well_formed():
+    scores, droppable = torch.rand(2, 6), torch.tensor([True, False] * 3)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(
+        torch.ops.edgeprune.token_select_threshold.default,
+        (scores, torch.rand(2, 6), droppable),
+        test_utils=checks,
+    )
+    torch.library.opcheck(
+        torch.ops.edgeprune.token_select_topk.default,
+        (scores[:1].clone(), torch.tensor(2), droppable),
+        test_utils=checks,
+    )
