@@ -7,6 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from edgeprune.errors import BundleError, CheckpointError
+from edgeprune.extras import require
 from edgeprune.runtimes.prompt import PromptFormat
 
 # The tokens that chat templates may use by name, besides those that a tokenizer names itself.
@@ -60,6 +61,29 @@ def prompt_format_from_checkpoint(path: Path, config: dict[str, Any]) -> PromptF
         )
     except BundleError as error:
         raise CheckpointError(f"{path} does not describe a usable prompt format: {error}") from error
+
+
+def tokenizer_json_from_checkpoint(path: Path) -> str:
+    """The tokenizer.json that belongs into a bundle: what transformers makes of the checkpoint's files.
+
+    transformers rebuilds the tokenizers of some families (Llama among them) from the vocabulary, so that the
+    checkpoint's own tokenizer.json, where it is older, may give other ids.
+
+    Raises:
+        CheckpointError: transformers cannot read the tokenizer.
+        MissingExtraError: transformers is not installed.
+    """
+    transformers = require("transformers", extra="export", purpose="to read a checkpoint's tokenizer")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{path} has no tokenizer that transformers can read ({reason}): {_RESAVE}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"{path} has no tokenizer that the tokenizers library can run: {_RESAVE}")
+    return str(tokenizer.backend_tokenizer.to_str())
 
 
 def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:

@@ -124,10 +124,11 @@ class StopMatcher:
         if self._finished:
             return "", True
         text = self._withheld + piece
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        # The one that is complete first counts, so that the answer does not depend on where the pieces break.
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self._finished, self._withheld = True, ""
-            return text[: min(found)], True
+            return text[: min(found)[1]], True
         withheld = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._withheld = text[len(text) - withheld :]
         return text[: len(text) - withheld], False

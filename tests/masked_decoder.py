@@ -1,4 +1,4 @@
-"""Pruning as a dense computation by transformers: nothing is dropped, dropped tokens are masked in later layers."""
+"""Pruning as a dense computation by transformers: dropped tokens stay, masked in all later layers."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,41 +54,45 @@ class MaskedDecoder:
 
     @torch.no_grad()
     def run(
-        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, sites: Mapping[int, ChooseKept]
-    ) -> tuple[torch.Tensor, list[np.ndarray]]:
+        self, inputs_embeds: torch.Tensor, sites: Mapping[int, ChooseKept]
+    ) -> tuple[torch.Tensor, dict[int, LayerInputs], list[np.ndarray]]:
         """Run all layers densely; ``sites`` maps the first layer that misses the dropped keys to the choice.
 
         Shapes:
-            inputs_embeds: [1, S, C]; position_ids: [S]; returns logits [S, V] and the rows alive after each site.
+            inputs_embeds: [1, S, C]; returns logits [S, V], every layer's inputs, the rows alive in every layer.
         """
         length = inputs_embeds.shape[1]
-        cos_sin = self.decoder.rotary_emb(inputs_embeds, position_ids[None])
+        position_ids = torch.arange(length)[None]
+        cos_sin = self.decoder.rotary_emb(inputs_embeds, position_ids)
         alive, history = np.ones(length, dtype=bool), []
         layers: dict[int, LayerInputs] = {}
         hidden = inputs_embeds
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         for index, layer in enumerate(self.decoder.layers):
-            layers[index] = self._project(layer, hidden, cos_sin)
+            layers[index] = self.project(index, hidden, position_ids)
             if index in sites:
                 alive = sites[index](layers, alive)
-                history.append(alive)
+            history.append(alive)
             # A dropped row still sees itself, so that its softmax is defined; nobody reads it.
             visible = causal & (torch.from_numpy(alive) | torch.eye(length, dtype=torch.bool))
             mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)[None, None]
             out = layer(
-                hidden, attention_mask=mask, position_ids=position_ids[None], position_embeddings=cos_sin
+                hidden, attention_mask=mask, position_ids=position_ids, position_embeddings=cos_sin
             )
             hidden = out[0] if isinstance(out, tuple) else out
-        return self.model.lm_head(self.decoder.norm(hidden))[0], history
+        if len(layers) in sites:
+            history.append(sites[len(layers)](layers, alive))
+        return self.model.lm_head(self.decoder.norm(hidden))[0], layers, history
 
-    @staticmethod
-    def _project(
-        layer: torch.nn.Module, hidden: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]
-    ) -> LayerInputs:
+    @torch.no_grad()
+    def project(self, index: int, hidden: torch.Tensor, position_ids: torch.Tensor) -> LayerInputs:
+        """Norm, projections and rotary embedding of a layer for hidden states [1, S, C] at positions [1, S]."""
+        layer = self.decoder.layers[index]
         attention = layer.self_attn
         normed = layer.input_layernorm(hidden)
         query, key, value = (
             projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
+        cos_sin = self.decoder.rotary_emb(hidden, position_ids)
         return LayerInputs(hidden, *apply_rotary_pos_emb(query, key, *cos_sin), value)

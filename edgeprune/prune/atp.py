@@ -72,7 +72,7 @@ class Atp(PruningMethod):
             raise PruningError("atp: 'layers' is empty: name at least one decoder layer")
         if not self.strides or any(stride < 1 for stride in self.strides):
             raise PruningError(f"atp: 'strides' is {list(self.strides)}: give at least one stride of 1 or more")
-        if self.hidden_width < 1 or self.sample_scale <= 0:
+        if self.hidden_width < 1 or not 0 < self.sample_scale < math.inf:
             raise PruningError("atp: 'hidden_width' must be at least 1 and 'sample_scale' positive")
         for option in ("self_norm", "cross_norm"):
             if getattr(self, option) not in SCORE_NORMS:

@@ -77,11 +77,15 @@ class Ivtp(PruningMethod):
             raise PruningError(
                 f"ivtp: 'text_selection' is '{self.text_selection}', allowed: {', '.join(TEXT_SELECTIONS)}"
             )
+        if not math.isfinite(self.relevance_threshold):
+            raise PruningError(f"ivtp: 'relevance_threshold' is {self.relevance_threshold}, expected a cosine")
 
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse a tower without a class token, more tokens than there are, or more layers than there are."""
         if not geometry.has_class_token:
             raise PruningError("ivtp: this vision tower has no class token; use atp, adaptprune or fastv")
+        if geometry.vision_layers < 1:
+            raise PruningError("ivtp: no layer of the vision tower runs before the features are taken; use atp")
         if self.tokens_after_vision > geometry.num_patches:
             raise PruningError(
                 f"ivtp: 'tokens_after_vision' is {self.tokens_after_vision}, but a picture has "

@@ -19,7 +19,7 @@ from tower import train_tower
 from transformers import CLIPTokenizer, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 TOWER_STEPS = 2400
-DECODER_STEPS = 3000
+DECODER_STEPS = 2400
 
 
 def language_tokenizer(seed: int) -> PreTrainedTokenizerFast:

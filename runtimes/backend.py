@@ -1,0 +1,80 @@
+"""What a runtime backend offers: graphs that run on tensors of one device."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class DeviceTensor:
+    """A contiguous tensor in a device's memory.
+
+    Attributes:
+        address: Of its first element.
+        shape: Sizes.
+        dtype: Type of the elements.
+        owner: Keeps the memory alive.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    owner: object
+
+    def __post_init__(self) -> None:
+        if any(size < 0 for size in self.shape):
+            raise ValueError(f"negative size in {self.shape}")
+
+    def view(self, shape: tuple[int, ...], offset: int = 0) -> "DeviceTensor":
+        """A tensor of ``shape`` in the same memory, ``offset`` elements behind the start.
+
+        Raises:
+            ValueError: It would reach beyond the end.
+        """
+        if offset < 0 or offset + prod(shape) > prod(self.shape):
+            raise ValueError(f"a view of {shape} at {offset} does not fit into {self.shape}")
+        return DeviceTensor(self.address + offset * self.dtype.itemsize, shape, self.dtype, self.owner)
+
+
+class Graph(Protocol):
+    """An opened graph."""
+
+    def run(
+        self, inputs: Mapping[str, DeviceTensor], outputs: Mapping[str, DeviceTensor]
+    ) -> dict[str, DeviceTensor]:
+        """Run once.
+
+        Args:
+            inputs: Every input by name.
+            outputs: Where to write; outputs that are not named are allocated.
+
+        Returns:
+            All outputs by name.
+        """
+
+
+class Backend(Protocol):
+    """A way of running graphs on one device."""
+
+    name: str
+
+    def load(self, path: Path) -> Graph:
+        """Open an ONNX graph.
+
+        Raises:
+            BackendError: The backend cannot run it.
+        """
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceTensor:
+        """Uninitialised memory on the device."""
+
+    def upload(self, array: NDArray[Any]) -> DeviceTensor:
+        """A copy of a host array on the device; on a host backend the array itself."""
+
+    def download(self, tensor: DeviceTensor) -> NDArray[Any]:
+        """A host array with the content of a whole tensor; waits for the device."""

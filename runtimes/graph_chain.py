@@ -1,0 +1,254 @@
+"""Prefill and decode over a bundle's graphs: the chain of segments with the sites between them."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune import tensor_names as names
+from edgeprune.manifest import Manifest
+from edgeprune.runtimes.answer import SiteReport
+from edgeprune.runtimes.backend import Backend, DeviceTensor, Graph
+from edgeprune.runtimes.guide import GuideInputs
+from edgeprune.runtimes.kv_cache import SegmentCache
+from edgeprune.runtimes.layout import SequenceLayout
+
+
+class Stopwatch:
+    """Milliseconds by name."""
+
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Add the time of the body to ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = 1000 * (time.perf_counter() - start)
+            self.milliseconds[name] = self.milliseconds.get(name, 0.0) + elapsed
+
+
+@dataclass(frozen=True)
+class _Drop:
+    """What a site did; which tokens it kept stays on the device until somebody asks."""
+
+    tokens_in: int
+    kept: int
+    visual_slots: DeviceTensor
+
+
+@dataclass
+class Sequence:
+    """A sequence between prefill and its last token.
+
+    Attributes:
+        caches: One per segment.
+        position: Of the next token: the unpruned length plus the tokens generated so far.
+        drops: What the sites did, in order.
+    """
+
+    caches: list[SegmentCache]
+    position: int
+    drops: list[_Drop] = field(default_factory=list)
+
+
+class GraphChain:
+    """The graphs of a bundle on one backend."""
+
+    def __init__(self, manifest: Manifest, backend: Backend, graphs: Mapping[str, Graph]) -> None:
+        self.manifest = manifest
+        self.backend = backend
+        self.graphs = dict(graphs)
+        self.dtype = np.dtype(manifest.dtype)
+        width = manifest.geometry.hidden_size
+        # Text alone has no visual tokens; the embedding graph reads one row that no placeholder asks for.
+        self._no_visual = {
+            names.IMAGE_FEATURES: backend.upload(np.zeros((1, width), self.dtype)),
+            names.IMAGE_SLOTS: backend.upload(np.zeros(1, np.int64)),
+        }
+        self._no_probe = {
+            names.PROBE_OFFSET: backend.upload(np.zeros((0, width), self.dtype)),
+            names.PROBE_POSITION_IDS: backend.upload(np.zeros((1, 0), np.int64)),
+        }
+
+    def prefill(
+        self,
+        token_ids: NDArray[np.int64],
+        pixel_values: NDArray[np.float32] | None,
+        guide: GuideInputs | None,
+        max_new_tokens: int,
+        watch: Stopwatch,
+    ) -> tuple[NDArray[Any], Sequence]:
+        """Run a prompt; returns the logits [V] of its last row and the sequence.
+
+        Shapes:
+            token_ids: [S], placeholders included; pixel_values: [M, 3, height, width].
+        """
+        num_images = 0 if pixel_values is None else int(pixel_values.shape[0])
+        image_token = int(self.manifest.prompt["image_token_id"])
+        layout = SequenceLayout.from_token_ids(token_ids, image_token, num_images)
+        sequence = Sequence([], layout.num_rows)
+        visual: Mapping[str, DeviceTensor] = self._no_visual
+        if pixel_values is not None:
+            pixels = self.backend.upload(pixel_values.astype(self.dtype, copy=False))
+            with watch.time("vision"):
+                visual = self.graphs["vision"].run({names.PIXEL_VALUES: pixels}, {})
+        with watch.time("embed"):
+            state = self._embed(token_ids, visual)
+        state[names.POSITION_IDS] = self.backend.upload(np.arange(layout.num_rows, dtype=np.int64)[None])
+        if self.manifest.probe is not None:
+            with watch.time("guide"):
+                state.update(self._probe(layout, visual, state, guide))
+        for index, segment in enumerate(self.manifest.segments):
+            with watch.time(f"prefill.{segment.graph}"):
+                cache = self._new_cache(index, layout.num_rows + max_new_tokens)
+                outputs = self._run_segment(index, state, cache, layout.num_rows)
+            sequence.caches.append(cache)
+            if names.LOGITS in outputs:
+                return self._logits(outputs, watch), sequence
+            state[names.HIDDEN_STATES] = outputs[names.out(names.HIDDEN_STATES)]
+            if num_images:
+                layout = self._drop(index, layout, state, outputs, sequence.drops, watch)
+        raise AssertionError("the last segment gives logits")
+
+    def decode(self, token_id: int, sequence: Sequence, watch: Stopwatch) -> NDArray[Any]:
+        """Run one generated token; returns the logits [V]."""
+        state = self._embed(np.array([token_id], np.int64), self._no_visual)
+        state[names.POSITION_IDS] = self.backend.upload(np.array([[sequence.position]], np.int64))
+        if self.manifest.probe is not None:
+            state.update(self._no_probe)
+            state[names.PROBE_WEIGHTS] = self.backend.upload(np.zeros((0, 1), np.float32))
+        for index, cache in enumerate(sequence.caches):
+            outputs = self._run_segment(index, state, cache, 1)
+            if names.LOGITS in outputs:
+                sequence.position += 1
+                return self._logits(outputs, watch)
+            state[names.HIDDEN_STATES] = outputs[names.out(names.HIDDEN_STATES)]
+        raise AssertionError("the last segment gives logits")
+
+    def site_reports(self, sequence: Sequence) -> tuple[SiteReport, ...]:
+        """What every site did with a sequence."""
+        reports: list[SiteReport] = []
+        for site, drop in zip(self.manifest.sites, sequence.drops, strict=False):
+            slots = self.backend.download(drop.visual_slots)
+            indices = tuple(int(slot) for slot in slots[slots >= 0])
+            reports.append(SiteReport(site.graph, site.place, drop.tokens_in, drop.kept, indices))
+        return tuple(reports)
+
+    def _embed(
+        self, token_ids: NDArray[np.int64], visual: Mapping[str, DeviceTensor]
+    ) -> dict[str, DeviceTensor]:
+        inputs = {
+            names.INPUT_IDS: self.backend.upload(token_ids[None]),
+            names.IMAGE_FEATURES: visual[names.IMAGE_FEATURES],
+            names.IMAGE_SLOTS: visual[names.IMAGE_SLOTS],
+        }
+        outputs = self.graphs["embed"].run(inputs, {})
+        return {
+            names.HIDDEN_STATES: outputs[names.INPUTS_EMBEDS],
+            names.VISUAL_SLOTS: outputs[names.VISUAL_SLOTS],
+        }
+
+    def _probe(
+        self,
+        layout: SequenceLayout,
+        visual: Mapping[str, DeviceTensor],
+        state: Mapping[str, DeviceTensor],
+        guide: GuideInputs | None,
+    ) -> dict[str, DeviceTensor]:
+        """The probe rows of a prompt; none for a prompt without pictures."""
+        if not layout.num_images:
+            weights = self.backend.upload(np.zeros((0, layout.num_rows), np.float32))
+            return {**self._no_probe, names.PROBE_WEIGHTS: weights}
+        text_rows = layout.host_input(names.TEXT_ROWS)
+        position = {names.PROBE_POSITION_IDS: self.backend.upload(text_rows[None, :1])}
+        if guide is None:
+            uniform = np.zeros((1, layout.num_rows), np.float32)
+            uniform[0, text_rows] = 1 / layout.num_text_rows
+            offset = np.zeros((1, self.manifest.geometry.hidden_size), self.dtype)
+            return {
+                names.PROBE_WEIGHTS: self.backend.upload(uniform),
+                names.PROBE_OFFSET: self.backend.upload(offset),
+                **position,
+            }
+        inputs = {
+            names.GUIDE_INPUT_IDS: self.backend.upload(guide.input_ids),
+            names.GUIDE_TOKEN_MAP: self.backend.upload(guide.token_map),
+            names.IMAGE_EMBEDS: visual[names.IMAGE_EMBEDS],
+            names.CLASS_FEATURES: visual[names.CLASS_FEATURES],
+            names.TEXT_ROWS: self.backend.upload(text_rows),
+            names.VISUAL_SLOTS: state[names.VISUAL_SLOTS],
+        }
+        return {**self.graphs["guide"].run(inputs, {}), **position}
+
+    def _new_cache(self, index: int, capacity: int) -> SegmentCache:
+        geometry = self.manifest.geometry
+        return SegmentCache(
+            self.backend,
+            self.manifest.segments[index].layers,
+            num_kv_heads=geometry.num_kv_heads,
+            head_dim=geometry.head_dim,
+            capacity=capacity,
+            dtype=self.dtype,
+        )
+
+    def _run_segment(
+        self, index: int, state: Mapping[str, DeviceTensor], cache: SegmentCache, num_new: int
+    ) -> dict[str, DeviceTensor]:
+        segment = self.manifest.segments[index]
+        inputs = {name: state[name] for name in (names.HIDDEN_STATES, names.POSITION_IDS)} | cache.past()
+        if segment.probe:
+            for name in (names.PROBE_WEIGHTS, names.PROBE_OFFSET, names.PROBE_POSITION_IDS):
+                inputs[name] = state[name]
+        outputs = self.graphs[segment.graph].run(inputs, cache.present(num_new))
+        cache.advance(num_new)
+        return outputs
+
+    def _drop(
+        self,
+        index: int,
+        layout: SequenceLayout,
+        state: dict[str, DeviceTensor],
+        outputs: Mapping[str, DeviceTensor],
+        drops: list[_Drop],
+        watch: Stopwatch,
+    ) -> SequenceLayout:
+        """Run the site behind a segment and carry the kept rows on."""
+        site = self.manifest.sites[index]
+        available = {**state, **outputs}
+        inputs: dict[str, DeviceTensor] = {}
+        with watch.time(f"select.{site.graph}"):
+            for entry in self.manifest.graphs[site.graph].inputs:
+                tensor = available.get(entry.name)
+                if tensor is None:
+                    tensor = self.backend.upload(layout.host_input(entry.name, site.keep_per_image))
+                inputs[entry.name] = tensor
+            chosen = self.graphs[site.graph].run(inputs, {})
+            if site.keep_per_image is None:
+                # The count depends on the picture: the one number that crosses to the host.
+                num_rows = int(self.backend.download(chosen[names.KEEP_COUNT]))
+            else:
+                num_rows = layout.num_rows - layout.num_visual + site.keep_per_image * layout.num_images
+        with watch.time(f"gather.{site.graph}"):
+            carried = [entry.name for entry in self.manifest.graphs["gather"].inputs]
+            kept = chosen[names.KEEP_INDICES].view((num_rows,))
+            gathered = self.graphs["gather"].run(
+                {name: kept if name == names.KEEP_INDICES else state[name] for name in carried}, {}
+            )
+            state.update(
+                {name: gathered[names.out(name)] for name in carried if name != names.KEEP_INDICES}
+            )
+        after = layout.keep(num_rows)
+        drops.append(_Drop(layout.num_visual, after.num_visual, state[names.VISUAL_SLOTS]))
+        return after
+
+    def _logits(self, outputs: Mapping[str, DeviceTensor], watch: Stopwatch) -> NDArray[Any]:
+        with watch.time("logits_to_host"):
+            return self.backend.download(outputs[names.LOGITS])[0]

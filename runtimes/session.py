@@ -1,0 +1,207 @@
+"""A session: an opened bundle that answers questions about pictures."""
+
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from PIL import Image
+
+from edgeprune.bundle import Bundle
+from edgeprune.errors import BackendError, PromptError
+from edgeprune.runtimes.answer import Answer
+from edgeprune.runtimes.backend import Backend
+from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch
+from edgeprune.runtimes.guide import GuideEncoder, GuideInputs
+from edgeprune.runtimes.incremental_decoder import IncrementalDecoder
+from edgeprune.runtimes.onnxruntime_backend import OnnxRuntimeBackend
+from edgeprune.runtimes.overlay import draw_overlay
+from edgeprune.runtimes.preprocessing import ImagePreprocessing, PictureSource, read_picture
+from edgeprune.runtimes.prompt import EncodedPrompt, PromptEncoder, PromptFormat
+from edgeprune.runtimes.sampling import SamplingOptions, StopMatcher, TokenSampler
+
+
+class Session:
+    """Answers questions about pictures with one bundle on one backend.
+
+    Graphs are opened once and shared; every answer has caches of its own, so threads may share a session.
+
+    Attributes:
+        bundle: The bundle.
+        backend: The backend.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        """Open every graph of the bundle.
+
+        Raises:
+            BackendError: The backend cannot run a graph.
+            BundleError: The bundle's preprocessing or prompt format is unusable.
+        """
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self.backend = backend
+        self.preprocessing = ImagePreprocessing.from_json(manifest.preprocessing)
+        self.prompts = PromptEncoder(PromptFormat.from_json(manifest.prompt), bundle.file(manifest.tokenizer))
+        self._guide: GuideEncoder | None = None
+        if manifest.probe is not None and manifest.probe.guide_tokenizer is not None:
+            self._guide = GuideEncoder(
+                bundle.file(manifest.probe.guide_tokenizer), manifest.probe.guide_context_length
+            )
+        graphs = {name: backend.load(bundle.file(entry.file)) for name, entry in manifest.graphs.items()}
+        self._chain: GraphChain | None = GraphChain(manifest, backend, graphs)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the graphs; the session cannot answer any more."""
+        self._chain = None
+
+    def generate(
+        self, images: Sequence[PictureSource], prompt: str, options: SamplingOptions | None = None
+    ) -> Iterator[str]:
+        """Answer piece by piece, as the tokens come.
+
+        Args:
+            images: Pictures (paths, bytes, PIL images, arrays), in the order of the prompt's placeholders.
+            prompt: The question; without placeholders the pictures come before it.
+            options: Sampling; greedy by default.
+
+        Raises:
+            PictureError: A picture is unusable.
+            PromptError: The prompt is empty, too long, or its placeholders do not fit the pictures.
+        """
+        yield from self._generate(images, prompt, options or SamplingOptions())
+
+    def answer(
+        self, images: Sequence[PictureSource], prompt: str, options: SamplingOptions | None = None
+    ) -> Answer:
+        """Answer as a whole, with token ids, kept tokens and timings; arguments as :meth:`generate`."""
+        steps = self._generate(images, prompt, options or SamplingOptions())
+        while True:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                answer: Answer = stop.value
+                return answer
+
+    def stream(
+        self, images: Sequence[PictureSource], prompt: str, options: SamplingOptions | None = None
+    ) -> Generator[str, None, Answer]:
+        """Like :meth:`generate`; the generator's return value is the :class:`Answer`."""
+        return self._generate(images, prompt, options or SamplingOptions())
+
+    def overlay(self, picture: PictureSource, answer: Answer, index: int = 0) -> Image.Image:
+        """Draw which tokens of a picture survived each site.
+
+        Args:
+            picture: The picture, as it was given.
+            answer: The answer about it.
+            index: Which of the answer's pictures it is.
+        """
+        rows, columns = self.bundle.manifest.geometry.grid
+        patches = rows * columns
+        first = index * patches
+        sites = [
+            (
+                f"{site.name} · {site.place}",
+                [slot - first for slot in site.indices if first <= slot < first + patches],
+                patches,
+            )
+            for site in answer.sites
+        ]
+        return draw_overlay(read_picture(picture), self.preprocessing, (rows, columns), sites)
+
+    def _generate(
+        self, images: Sequence[PictureSource], prompt: str, options: SamplingOptions
+    ) -> Generator[str, None, Answer]:
+        chain = self._chain
+        if chain is None:
+            raise PromptError("the session is closed: open the bundle again")
+        watch = Stopwatch()
+        with watch.time("total"):
+            with watch.time("time_to_first_token"):
+                with watch.time("preprocess"):
+                    pixel_values = self.preprocessing([read_picture(image) for image in images]) if images else None
+                with watch.time("tokenize"):
+                    encoded, guide = self._encode(prompt, len(images), options.max_new_tokens)
+                logits, sequence = chain.prefill(
+                    encoded.token_ids, pixel_values, guide, options.max_new_tokens, watch
+                )
+                sampler = TokenSampler(options)
+                token = sampler(logits)
+            detokenizer = IncrementalDecoder(self.prompts.tokenizer)
+            stops = StopMatcher(options.stop)
+            eos = self.bundle.manifest.eos_token_ids
+            watch.milliseconds["decode"] = 0.0
+            tokens: list[int] = []
+            pieces: list[str] = []
+            reason, decode_steps = "length", 0
+            while True:
+                if token in eos:
+                    reason = "end"
+                    break
+                tokens.append(token)
+                piece, stopped = stops.push(detokenizer.push(token))
+                if piece:
+                    pieces.append(piece)
+                    yield piece
+                if stopped:
+                    reason = "stop"
+                    break
+                if len(tokens) == options.max_new_tokens:
+                    break
+                with watch.time("decode"):
+                    token = sampler(chain.decode(token, sequence, watch))
+                decode_steps += 1
+            if reason != "stop":
+                piece, stopped = stops.push(detokenizer.finish())
+                piece += "" if stopped else stops.finish()
+                reason = "stop" if stopped else reason
+                if piece:
+                    pieces.append(piece)
+                    yield piece
+        return Answer(
+            text="".join(pieces),
+            token_ids=tuple(tokens),
+            finish_reason=reason,
+            prompt_tokens=int(encoded.token_ids.shape[0]),
+            sites=chain.site_reports(sequence),
+            timings_ms=watch.milliseconds,
+            decode_steps=decode_steps,
+        )
+
+    def _encode(
+        self, prompt: str, num_images: int, max_new_tokens: int
+    ) -> tuple[EncodedPrompt, GuideInputs | None]:
+        tokens = [self.bundle.manifest.geometry.tokens_per_image] * num_images
+        encoded = self.prompts.encode_chat(prompt, tokens, max_new_tokens=max_new_tokens)
+        if self._guide is None or not num_images:
+            return encoded, None
+        return encoded, self._guide.encode(encoded.tail_text, encoded.tail_offsets)
+
+
+def open_session(
+    bundle: str | Path, *, backend: str = "onnxruntime", provider: str = "cpu", threads: int | None = None
+) -> Session:
+    """Open a bundle to answer questions.
+
+    Args:
+        bundle: The folder.
+        backend: "onnxruntime".
+        provider: "cpu" or "cuda".
+        threads: Threads of an operator; None lets the backend choose.
+
+    Raises:
+        BundleError: No bundle, or a file is missing or changed.
+        BackendError: The backend cannot run here.
+    """
+    if backend != "onnxruntime":
+        raise BackendError(f"backend '{backend}' is unknown, known: onnxruntime")
+    opened = Bundle.open(bundle)
+    return Session(opened, OnnxRuntimeBackend(provider, threads))

@@ -1,0 +1,123 @@
+"""The methods' equations in NumPy and float64, with every attention matrix written out: what the code must equal."""
+
+import numpy as np
+
+
+def attention_logits(query, key):
+    """[H, S, S] from query [H, S, D] and key [Hkv, S, D]."""
+    key = np.repeat(key, query.shape[0] // key.shape[0], axis=0)
+    return query @ key.transpose(0, 2, 1) / np.sqrt(query.shape[-1])
+
+
+def causal_softmax(logits):
+    hidden = np.triu(np.ones(logits.shape[-2:], dtype=bool), 1)
+    logits = np.where(hidden, -np.inf, logits)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def normalised(score, rows, norm):
+    if norm == "sigmoid":
+        return sigmoid(score[rows])
+    if norm == "minmax":
+        low, high = score[rows].min(), score[rows].max()
+        return (score[rows] - low) / max(high - low, 1e-6)
+    return score[rows]
+
+
+def spatial_table(grid, strides, scale):
+    """Eq. 5 token by token."""
+    rows, columns = grid
+    table = np.zeros(grid)
+    for r in range(rows):
+        for c in range(columns):
+            for stride in strides:
+                if r % stride == 0 and c % stride == 0:
+                    sampled = len(range(0, rows, stride)) * len(range(0, columns, stride))
+                    table[r, c] = max(table[r, c], 1 - scale * sampled / (rows * columns))
+    return table.ravel()
+
+
+def atp_reference(method, grid, query, key, slots, num_text, num_images, heads):
+    """Kept rows [S] bool, and how far each row is from the other decision [S]."""
+    num_patches = grid[0] * grid[1]
+    logits = attention_logits(query, key)
+    cross = causal_softmax(logits)[:, -num_text:].mean(axis=(0, 1))
+    spatial = spatial_table(grid, method.strides, method.sample_scale)
+    kept, margin = np.ones(len(slots), dtype=bool), np.full(len(slots), np.inf)
+    best, visual = -np.inf, np.flatnonzero(slots >= 0)
+    for image in range(num_images):
+        rows = np.flatnonzero((slots >= 0) & (slots // num_patches == image))
+        if not len(rows):
+            continue
+        self_score = logits[:, rows].mean(axis=(0, 1))
+        self_score, cross_score = (
+            normalised(self_score, rows, method.self_norm),
+            normalised(cross, rows, method.cross_norm),
+        )
+        by_grid = np.zeros(2 * num_patches)
+        for n, row in enumerate(rows):
+            by_grid[slots[row] - image * num_patches] = self_score[n]
+            by_grid[num_patches + slots[row] - image * num_patches] = cross_score[n]
+        z = heads["proj.weight"] @ by_grid + heads["proj.bias"]
+        theta_r = sigmoid(heads["head_r.weight"] @ z + heads["head_r.bias"])[0]
+        theta_s = sigmoid(heads["head_s.weight"] @ z + heads["head_s.bias"])[0]
+        redundant, position = (self_score + cross_score) / 2, spatial[slots[rows] % num_patches]
+        kept[rows] = (redundant > theta_r) | (position > theta_s)
+        # A position that no grid samples scores 0 exactly, below any threshold.
+        margin[rows] = abs(np.maximum(redundant - theta_r, np.where(position > 0, position - theta_s, -1)))
+        if redundant.max() > best:
+            best, survivor = redundant.max(), rows[redundant.argmax()]
+    if not kept[visual].any():
+        kept[survivor] = True
+    return kept, margin
+
+
+def rollout(matrices):
+    """Eq. 3 in full: Ã¹ = A¹, Ãˡ = (Aˡ + I)Ãˡ⁻¹ with rows that sum to one again; matrices [S, S], lowest first."""
+    rolled = matrices[0]
+    for matrix in matrices[1:]:
+        rolled = (matrix + np.eye(len(matrix))) @ rolled
+        rolled = rolled / rolled.sum(axis=1, keepdims=True)
+    return rolled
+
+
+def softmax(logits):
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def mean_attention(query, key, *, causal):
+    """[S, S], heads averaged first, from query [H, S, D] and key [Hkv, S, D]."""
+    logits = attention_logits(query, key)
+    return (causal_softmax(logits) if causal else softmax(logits)).mean(axis=0)
+
+
+def value_norms(value):
+    """[S] from [H, S, D]: the norm over the concatenated heads."""
+    return np.linalg.norm(value.transpose(1, 0, 2).reshape(value.shape[1], -1), axis=1)
+
+
+def highest(scores, count):
+    """Indices of the highest scores, ties to the lower index, ascending."""
+    ranked = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+    return sorted(ranked[:count])
+
+
+def ivtp_decoder_scores(context, probes, values):
+    """Scores of the rows before the instruction.
+
+    context: per layer, (query [H, S', D], key [Hkv, S', D]); probes: per layer, the pseudo-CLS row's (query [H, 1, D],
+    key [Hkv, 1, D]); values: [Hkv, S', D] of the top layer.
+    """
+    matrices = [
+        mean_attention(
+            np.concatenate([query, probe_query], axis=1), np.concatenate([key, probe_key], axis=1), causal=True
+        )
+        for (query, key), (probe_query, probe_key) in zip(context, probes, strict=True)
+    ]
+    return rollout(matrices)[-1, :-1] * value_norms(values)
