@@ -118,7 +118,7 @@ def export(
         graphs, parity = _export_graphs(model, partial, cases, opset, report)
         manifest = Manifest(
             edgeprune_version=edgeprune.__version__,
-            source=_source(folder, str(config["model_type"])),
+            source=SourceEntry(folder.resolve().name, str(config["model_type"]), checkpoint_hash(folder)),
             dtype=dtype,
             opset=opset,
             geometry=_geometry(model),
@@ -291,10 +291,11 @@ def _probe_entry(model: PrunedModel, clip: str | Path | None, folder: Path) -> P
     return ProbeEntry(guided=True, guide_tokenizer=file_entry(folder, copied), guide_context_length=length)
 
 
-def _source(folder: Path, model_type: str) -> SourceEntry:
+def checkpoint_hash(folder: Path) -> str:
+    """Hash over a checkpoint's config, weights and pruning files."""
     optional = [folder / PRUNING_FILE, folder / PRUNING_WEIGHTS_FILE]
     files = [folder / "config.json", *weight_files(folder), *(path for path in optional if path.is_file())]
-    return SourceEntry(name=folder.resolve().name, model_type=model_type, sha256=sha256_of(*files))
+    return sha256_of(*files)
 
 
 def _copy(source: Path, target: Path) -> Path:

@@ -1,150 +1,26 @@
-"""Prompts are rendered, tokenized and decoded as by transformers' LlavaProcessor."""
+"""Prompts are rendered and tokenized as by transformers' LlavaProcessor."""
 
 import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoProcessor,
-    CLIPImageProcessor,
-    LlamaTokenizer,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
+from tiny_processors import (
+    HEADER_TEMPLATE,
+    LLAVA_TEMPLATE,
+    TOKENS_PER_IMAGE,
+    Pair,
+    byte_level_tokenizer,
+    llama_tokenizer,
 )
+from tokenizers import Tokenizer
 
 from edgeprune.errors import BundleError, PromptError
-from edgeprune.export.prompt import prompt_format_from_checkpoint
-from edgeprune.runtimes.prompt import IncrementalDecoder, PromptEncoder, PromptFormat
-
-CORPUS = [
-    "USER: what is in the picture? ASSISTANT: a red square, left of two blue circles.",
-    "How many cats are on the table, and which of them sleeps?  There are   three.",
-    "Wie viele Bücher liegen auf dem Tisch? Où est le café? 图片里有什么？ 🙂🙃",
-] * 3
-BYTES = [f"<0x{value:02X}>" for value in range(256)]
-TOKENS_PER_IMAGE = 4  # a picture of 28 × 28 in patches of 14, without the class token
-
-LLAVA_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}"
-    "{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{% generation %}{{ part['text'] + ' ' }}{% endgeneration %}{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-HEADER_TEMPLATE = """\
-{{ bos_token }}{% set names = ['user'] %}
-{% for message in messages %}
-    {% if message.role not in names %}
-        {{ raise_exception('unknown role') }}
-    {% endif %}
-<|start|>{{ message.role }} {{ {'<': 'ä'} | tojson }}
-{% for part in message.content %}
-    {% if part.type == 'image' %}<image>
-    {% else %}{{ part.text | trim }}
-    {% break %}
-    {% endif %}
-{% endfor %}
-{% endfor %}
-{{ strftime_now('%Y') | length }}{% if tools is none %}<|start|>assistant {% endif %}"""
-
-
-def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    """GPT-2 and Llama-3 style."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|begin|>", "<|end|>", "<|start|>", "<image>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=380, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|begin|>",
-        eos_token="<|end|>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
-
-
-def llama_tokenizer() -> LlamaTokenizer:
-    """SentencePiece style, with ▁ and byte fallback."""
-    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<unk>", "<s>", "</s>", *BYTES]
-    # 图 and 🙂 are in the corpus, but are left to the bytes.
-    latin = [text.encode("latin-1", "ignore").decode("latin-1") for text in CORPUS]
-    trained.train_from_iterator(
-        latin, trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
-    )
-    model = json.loads(trained.to_str())["model"]
-    tokenizer = LlamaTokenizer(
-        vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], add_bos_token=True
-    )
-    tokenizer.add_special_tokens(
-        {"pad_token": "<pad>", "extra_special_tokens": ["<image>"]}, replace_extra_special_tokens=True
-    )
-    return tokenizer
-
-
-def unigram_tokenizer() -> Tokenizer:
-    """SentencePiece's other model, with the decoder of old conversions."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Replace("  ", " ")
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.train_from_iterator(
-        CORPUS,
-        trainers.UnigramTrainer(
-            vocab_size=120, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
-        ),
-    )
-    return tokenizer
-
-
-class Pair:
-    """transformers' processor as saved to a folder and loaded again, and ours for the same folder."""
-
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast, template: str) -> None:
-        LlavaProcessor(
-            CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
-            tokenizer,
-            patch_size=14,
-            vision_feature_select_strategy="default",
-            num_additional_image_tokens=1,
-            chat_template=template,
-        ).save_pretrained(folder)
-        config = {
-            "model_type": "llava",
-            "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
-            "text_config": {"max_position_embeddings": 2048},
-        }
-        (folder / "config.json").write_text(json.dumps(config))
-        self.theirs = AutoProcessor.from_pretrained(folder)
-        self.file = folder / "tokenizer.json"
-        self.ours = PromptEncoder(prompt_format_from_checkpoint(folder, config), self.file)
-
-    def their_ids(self, text: str, num_images: int) -> list[int]:
-        images = [Image.new("RGB", (30, 40))] * num_images or None
-        return self.theirs(text=text, images=images)["input_ids"][0]
-
-    def their_chat(self, prompt: str, num_images: int, tokenize: bool = False) -> str | list[int]:
-        content = [{"type": "image", "image": Image.new("RGB", (30, 40))}] * num_images
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
-        chat = self.theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=tokenize)
-        return chat[0] if tokenize else chat
+from edgeprune.runtimes.prompt import PromptEncoder, PromptFormat
 
 
 @pytest.fixture(scope="module")
@@ -339,75 +215,6 @@ def test_format_with_a_missing_field_is_refused(pairs):
     del data["context_length"]
     with pytest.raises(BundleError, match="context_length"):
         PromptFormat.from_json(data)
-
-
-@pytest.fixture(scope="module")
-def tokenizers(pairs) -> dict[str, Tokenizer]:
-    by_name = {name: pair.ours.tokenizer for name, pair in pairs.items()}
-    return {**by_name, "unigram": unigram_tokenizer()}
-
-
-def stream(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    decoder = IncrementalDecoder(tokenizer)
-    return [*(decoder.push(token_id) for token_id in ids), decoder.finish()]
-
-
-@pytest.mark.parametrize("kind", ["llama", "byte-level", "unigram"])
-@settings(max_examples=300, deadline=None)
-@given(draws=st.lists(st.integers(0, 1000), max_size=40))
-def test_pieces_of_any_ids_are_the_whole_text(tokenizers, kind, draws):
-    tokenizer = tokenizers[kind]
-    ids = [draw % (tokenizer.get_vocab_size() + 3) for draw in draws]
-    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
-
-
-@pytest.mark.parametrize("kind", ["llama", "byte-level"])
-@settings(max_examples=100, deadline=None)
-@given(text=st.text(max_size=30))
-def test_pieces_of_any_text_hold_whole_characters(tokenizers, kind, text):
-    tokenizer = tokenizers[kind]
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    pieces = stream(tokenizer, ids)
-    assert "".join(pieces) == tokenizer.decode(ids)
-    if "\ufffd" not in text:
-        assert "\ufffd" not in "".join(pieces)
-
-
-def test_pieces_come_as_soon_as_they_are_certain(tokenizers):
-    for kind in ("llama", "byte-level"):
-        tokenizer = tokenizers[kind]
-        ids = tokenizer.encode("how many cats 🙂 there", add_special_tokens=False).ids
-        pieces = stream(tokenizer, ids)
-        assert "".join(pieces[:2]) != ""  # the first may be the space that is never shown
-        assert pieces[-1] == ""
-        smile = [piece for piece in pieces if "🙂" in piece]
-        assert len(smile) == 1
-        assert pieces[pieces.index(smile[0]) - 1] == ""  # three bytes were withheld before it
-
-
-def test_special_token_between_words_keeps_the_space(tokenizers):
-    tokenizer = tokenizers["llama"]
-    cats = tokenizer.encode("many", add_special_tokens=False).ids
-    end = tokenizer.token_to_id("</s>")
-    assert "".join(stream(tokenizer, [*cats, end, *cats])) == "many many"
-
-
-def test_decoding_does_not_slow_down_with_the_length(tokenizers):
-    tokenizer = tokenizers["byte-level"]
-    longest = 0
-
-    class Spy:
-        def __getattr__(self, name):
-            return getattr(tokenizer, name)
-
-        def decode(self, ids, skip_special_tokens):
-            nonlocal longest
-            longest = max(longest, len(ids))
-            return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-
-    ids = tokenizer.encode("how many cats 🙂 are on the table? " * 50, add_special_tokens=False).ids
-    assert "".join(stream(Spy(), ids)) == tokenizer.decode(ids)
-    assert longest <= 10
 
 
 def test_runtime_needs_neither_torch_nor_transformers():

@@ -1,0 +1,231 @@
+"""The command line: each command calls the function of the same name."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import edgeprune
+from edgeprune.errors import EdgepruneError, PictureError, PruningError
+from edgeprune.json_data import to_json
+
+
+class _Group(click.Group):
+    """Prints our own errors as one line; ``--debug`` shows where they come from."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgepruneError as error:
+            if ctx.params.get("debug"):
+                raise
+            message = " ".join(str(error).split())
+            click.echo(f"edgeprune: {message}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("edgeprune: interrupted; nothing was left half-written", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(edgeprune.__version__, prog_name="edgeprune")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:  # noqa: ARG001 - read by the group
+    """Export, check and run vision-language models with in-network visual-token pruning."""
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the bundle.")
+@click.option("--method", help="Pruning method instead of the checkpoint's own; 'none' exports it unpruned.")
+@click.option("--preset", help="Named settings of the method.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter of the method, as JSON.")
+@click.option("--clip", type=click.Path(path_type=Path), help="CLIP checkpoint of the vision tower, for ivtp.")
+@click.option("--dtype", default="float32", show_default=True, help="float32 or float16.")
+@click.option("--opset", default=23, show_default=True, help="ONNX opset, 20 to 23.")
+@click.option("--check-image", multiple=True, type=click.Path(path_type=Path), help="Picture to compare the graphs on.")
+def export(
+    checkpoint: Path,
+    output: Path,
+    method: str | None,
+    preset: str | None,
+    settings: tuple[str, ...],
+    clip: Path | None,
+    dtype: str,
+    opset: int,
+    check_image: tuple[Path, ...],
+) -> None:
+    """Export CHECKPOINT as a bundle, compared with PyTorch graph by graph."""
+    from edgeprune.extras import require
+
+    require("torch", extra="export", purpose="to export checkpoints")
+    from edgeprune.export import exporter
+    from edgeprune.export.progress import ProgressBars
+    from edgeprune.prune.choice import choose_methods
+    from edgeprune.runtimes.preprocessing import read_picture
+
+    methods = choose_methods(checkpoint, method, preset, dict(_setting(text) for text in settings))
+    with ProgressBars() as progress:
+        bundle = exporter.export(
+            checkpoint,
+            output,
+            methods=methods,
+            clip=clip,
+            dtype=dtype,
+            opset=opset,
+            images=[read_picture(path) for path in check_image],
+            progress=progress,
+        )
+    megabytes = sum(entry.bytes for entry in bundle.manifest.files()) / 1e6
+    worst = max(entry.max_abs_diff for entry in bundle.manifest.parity.values())
+    identical = [entry.indices_identical for entry in bundle.manifest.parity.values()]
+    click.echo(
+        f"{output}: {len(bundle.manifest.graphs)} graphs, {megabytes:.1f} MB; largest difference from PyTorch "
+        f"{worst:.1e}; kept indices identical: {'yes' if False not in identical else 'no'}"
+    )
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; repeatable.")
+@click.option("--prompt", required=True, help="The question.")
+@click.option("--max-new-tokens", default=64, show_default=True, help="Most tokens to generate.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 takes the most likely token.")
+@click.option("--top-k", default=0, show_default=True, help="Draw from the k most likely tokens; 0 = all.")
+@click.option("--top-p", default=1.0, show_default=True, help="Draw from the smallest set with this probability.")
+@click.option("--seed", type=int, help="Seed of the draws.")
+@click.option("--stop", multiple=True, help="Text that ends the answer; repeatable.")
+@click.option("--stream", is_flag=True, help="Print the answer while it is generated.")
+@click.option("--overlay", type=click.Path(path_type=Path), help="Write a picture of the kept tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print text, token ids, kept tokens and timings as JSON.")
+@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--threads", type=int, help="Threads of an operator.")
+def run(
+    bundle: Path,
+    images: tuple[Path, ...],
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    stream: bool,
+    overlay: Path | None,
+    as_json: bool,
+    provider: str,
+    threads: int | None,
+) -> None:
+    """Answer a question about pictures with BUNDLE."""
+    if overlay is not None and not images:
+        raise PictureError("--overlay draws on a picture: give one with --image")
+    options = edgeprune.SamplingOptions(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+    )
+    with edgeprune.open_session(bundle, provider=provider, threads=threads) as session:
+        steps = session.stream(images, prompt, options)
+        while True:
+            try:
+                piece = next(steps)
+            except StopIteration as finished:
+                answer: edgeprune.Answer = finished.value
+                break
+            if stream and not as_json:
+                click.echo(piece, nl=False)
+        if as_json:
+            click.echo(json.dumps(answer.to_json(), ensure_ascii=False))
+        else:
+            click.echo("" if stream else answer.text)
+            for line in _answer_lines(answer):
+                click.echo(line, err=True)
+        if overlay is not None:
+            from edgeprune.runtimes.overlay import save_overlay
+
+            save_overlay(session.overlay(images[0], answer), overlay)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Compare with the checkpoint it came from.")
+@click.option("--clip", type=click.Path(path_type=Path), help="CLIP checkpoint of the vision tower, for ivtp.")
+def verify(bundle: Path, checkpoint: Path | None, clip: Path | None) -> None:
+    """Check hashes and graphs of BUNDLE and, with its checkpoint, the parity again."""
+    from edgeprune import verification
+
+    found = verification.verify(bundle, checkpoint=checkpoint, clip=clip)
+    click.echo(f"{found.files} files unchanged, {found.graphs} graphs valid")
+    for name, parity in found.parity.items():
+        indices = {True: ", kept indices identical: yes", None: ""}.get(parity.indices_identical, "")
+        click.echo(f"{name}: max difference {parity.max_abs_diff:.1e} in {parity.cases} runs{indices}")
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds: sites, graphs, sizes, tokens and FLOPs."""
+    from edgeprune import inspection
+
+    found = inspection.inspect(bundle)
+    if as_json:
+        click.echo(json.dumps(to_json(found), ensure_ascii=False))
+    else:
+        _console().print(inspection.render_inspection(found))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def doctor(as_json: bool) -> None:
+    """Show what is installed and what a missing piece is needed for."""
+    from edgeprune import environment
+
+    found = environment.doctor()
+    if as_json:
+        click.echo(json.dumps(to_json(found)))
+        return
+    console = _console()
+    console.print(
+        f"edgeprune {found.edgeprune}, Python {found.python}, {found.machine}, {found.cpu_cores} cores", highlight=False
+    )
+    console.print(f"ONNX Runtime providers: {', '.join(found.providers) or 'none'}", highlight=False)
+    table = Table("module", "version", "needed for", "remedy")
+    for piece in found.pieces:
+        table.add_row(piece.name, piece.version or "missing", piece.purpose, piece.remedy.replace("[", "\\["))
+    console.print(table)
+
+
+def _console() -> Console:
+    """A console that keeps whole tables when the output is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=110)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Split NAME=VALUE; a value that is no JSON is a string."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise PruningError(f"--set takes NAME=VALUE, for example --set layers=[4,14,24]; got '{text}'")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _answer_lines(answer: "edgeprune.Answer") -> list[str]:
+    lines = [
+        f"{site.name}, {site.place}: {site.kept} of {site.tokens_in} visual tokens kept" for site in answer.sites
+    ]
+    times = answer.timings_ms
+    prefill = sum(value for name, value in times.items() if name.startswith(("prefill.", "select.", "gather.")))
+    lines.append(
+        f"{answer.prompt_tokens} prompt tokens; vision {times.get('vision', 0):.1f} ms, prefill {prefill:.1f} ms, "
+        f"first token {times['time_to_first_token']:.1f} ms, decode {answer.decode_tokens_per_second:.0f} tokens/s"
+    )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

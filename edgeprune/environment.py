@@ -1,0 +1,96 @@
+"""What is installed here, and what a missing piece is needed for."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from dataclasses import dataclass
+
+import edgeprune
+
+# module, distribution(s), what for, extra
+_PIECES = (
+    ("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "running bundles", "cpu (or gpu)"),
+    ("torch", ("torch",), "exporting checkpoints", "export"),
+    ("onnx", ("onnx",), "exporting and verifying", "export"),
+    ("onnxscript", ("onnxscript",), "exporting checkpoints", "export"),
+    ("safetensors", ("safetensors",), "reading checkpoints", "export"),
+    ("transformers", ("transformers",), "converting tokenizers", "export"),
+    ("tensorrt", ("tensorrt",), "TensorRT engines on NVIDIA GPUs and Jetson", "tensorrt"),
+    ("tensorrt_rtx", ("tensorrt-rtx-cu13",), "TensorRT engines on RTX GPUs", "rtx"),
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A dependency.
+
+    Attributes:
+        name: The module.
+        version: Installed version, None if missing.
+        purpose: What it is for.
+        remedy: How to install it, empty if it is there.
+    """
+
+    name: str
+    version: str | None
+    purpose: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What :func:`doctor` found.
+
+    Attributes:
+        edgeprune: Version of edgeprune.
+        python: Version of Python.
+        machine: Operating system and architecture.
+        cpu_cores: Cores this process may use.
+        providers: Execution providers that ONNX Runtime lists.
+        pieces: The optional dependencies.
+    """
+
+    edgeprune: str
+    python: str
+    machine: str
+    cpu_cores: int
+    providers: tuple[str, ...]
+    pieces: tuple[Piece, ...]
+
+
+def doctor() -> Environment:
+    """Look at what is installed; imports nothing heavy but ONNX Runtime."""
+    pieces: list[Piece] = []
+    for module, distributions, purpose, extra in _PIECES:
+        version = _version(module, distributions)
+        remedy = "" if version else f"pip install 'edgeprune[{extra.partition(' ')[0]}]'"
+        pieces.append(Piece(module, version, purpose, remedy))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Environment(
+        edgeprune=edgeprune.__version__,
+        python=platform.python_version(),
+        machine=f"{platform.system()} {platform.machine()}",
+        cpu_cores=cores,
+        providers=_providers(),
+        pieces=tuple(pieces),
+    )
+
+
+def _version(module: str, distributions: tuple[str, ...]) -> str | None:
+    if importlib.util.find_spec(module) is None:
+        return None
+    for distribution in distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown version"
+
+
+def _providers() -> tuple[str, ...]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ()
+    import onnxruntime
+
+    return tuple(onnxruntime.get_available_providers())

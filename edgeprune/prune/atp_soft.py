@@ -1,0 +1,310 @@
+"""The training form of ATP: nothing is dropped, soft masks decide how much the others see of a visual token.
+
+Ye et al., "ATP-LLaVA: Adaptive Token Pruning for Large Vision Language Models" (CVPR 2025), §3.3.2-3.3.3
+and supplement §4.4. The decoder is frozen, only the threshold heads learn. :mod:`edgeprune.prune.atp` is the
+form for inference, which drops tokens; both agree where no score is nearer to its threshold than about 10/T.
+
+Where the paper is silent:
+  * A mask is multiplied with those of the sites before it: what is pruned stays pruned.
+  * Scores, their means over visual queries and their norms are weighted by the mask of the sites before, and
+    multiplied by it before they enter the threshold heads: the heads see what they see in inference.
+  * A token always sees itself (G_ii = 1), as in DynamicViT, which the paper cites for the masked softmax.
+  * Where no token would be left, the one with the highest S_red is, as in inference.
+  * N̄ is the mean over all layers of the decoder and over the batch.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import PruningError
+from edgeprune.models.llama import (
+    AttentionFunction,
+    AttentionOutput,
+    causal_mask,
+    fused_attention,
+    rotary_angles,
+)
+from edgeprune.models.llava import LlavaModel
+from edgeprune.prune.atp import Atp, ThresholdHeads, spatial_scores
+
+SOFTMAX_EPS = 1e-6
+# exp of a larger difference is not finite in float32; the mask beside it is 0 anyway.
+_MAX_EXPONENT = 80.0
+
+
+@dataclass(frozen=True)
+class AtpTraining:
+    """How the threshold heads are trained. The defaults are the paper's, for 576 visual tokens.
+
+    At the paper's temperature a mask has a gradient only within about 1e-5 of its threshold; a schedule that
+    rises from about 10 trains from any start.
+
+    Attributes:
+        temperature_start: T of Eq. 9 and 10 in the first step.
+        temperature_end: T in the last step; in between it changes geometrically.
+        straight_through: Whether the forward pass uses masks of 0 and 1 and only the gradient is the soft
+            ones'. An option for where soft masks train badly: a half-open mask lets the decoder see a little of
+            a token that inference drops.
+        lambda_atp: Weight of the tokens that each site leaves (Eq. 12).
+        lambda_target: Weight of the distance to ``target_tokens`` (Eq. 13).
+        target_tokens: N_target, visual tokens in the mean over all layers.
+        learning_rate: Highest learning rate of the threshold heads.
+        warmup: Share of the steps in which the learning rate rises; a cosine follows.
+        theta_r: Threshold of S_red that training begins with.
+        theta_s: Threshold of S_spatial that training begins with.
+    """
+
+    temperature_start: float = 1e6
+    temperature_end: float = 1e6
+    straight_through: bool = False
+    lambda_atp: float = 0.1
+    lambda_target: float = 0.2
+    target_tokens: float = 130.0
+    learning_rate: float = 1e-4
+    warmup: float = 0.03
+    theta_r: float = 0.02
+    theta_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        for names, low, high, allowed in (
+            (
+                ("temperature_start", "temperature_end", "target_tokens", "learning_rate"),
+                0,
+                math.inf,
+                "above 0",
+            ),
+            (("lambda_atp", "lambda_target"), -1e-300, math.inf, "0 or more"),
+            (("warmup",), -1e-300, 1, "from 0 to below 1"),
+            (("theta_r", "theta_s"), 0, 1, "between 0 and 1"),
+        ):
+            for name in names:
+                if not low < getattr(self, name) < high:
+                    raise PruningError(f"atp training: '{name}' is {getattr(self, name)}, allowed: {allowed}")
+
+    def temperature(self, progress: float) -> float:
+        """T after the share ``progress`` (0 … 1) of the training."""
+        return float(self.temperature_start * (self.temperature_end / self.temperature_start) ** progress)
+
+    def learning_rate_at(self, progress: float) -> float:
+        """Learning rate after the share ``progress`` (0 … 1)."""
+        if progress < self.warmup:
+            return self.learning_rate * progress / self.warmup
+        return self.learning_rate * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
+
+
+class SoftSite(NamedTuple):
+    """What one site does to a batch.
+
+    Shapes:
+        mask: [B, N0] in [0, 1], the masks of the sites before it multiplied in.
+        redundant_score: [B, N0], S_red; it says nothing of tokens that the sites before have pruned.
+        theta_r, theta_s: [B].
+    """
+
+    mask: Tensor
+    redundant_score: Tensor
+    theta_r: Tensor
+    theta_s: Tensor
+
+
+class SoftPrefill(NamedTuple):
+    """What a run over a batch leaves.
+
+    Shapes:
+        logits: [B, S, V]; counts: [B, L], visual tokens that enter each layer: the masks' sums.
+    """
+
+    logits: Tensor
+    sites: tuple[SoftSite, ...]
+    counts: Tensor
+
+
+def masked_softmax(logits: Tensor, gate: Tensor, visible: Tensor) -> Tensor:
+    """exp(a_ij)·G_ij / Σ_k exp(a_ik)·G_ik over the visible entries.
+
+    Shapes:
+        logits: [B, H, R, S]; gate: [B, 1, R or 1, S] in [0, 1]; visible: bool, broadcast to [B, 1, R, S].
+        returns: [B, H, R, S] float32.
+    """
+    logits = logits.float()
+    weights = torch.where(visible, gate, 0.0)
+    with torch.no_grad():
+        # Of the weighted entries: a pruned token's large logit must not push the others' exponentials to 0.
+        peak = (logits + weights.log()).amax(dim=-1, keepdim=True)
+    exponentials = (logits - peak).clamp(max=_MAX_EXPONENT).exp() * weights
+    return exponentials / (exponentials.sum(dim=-1, keepdim=True) + SOFTMAX_EPS)
+
+
+def soft_attention(gate: Tensor) -> AttentionFunction:
+    """Attention that sees row j as far as ``gate`` [B, S] lets it, for ``LlamaLayer.attention``."""
+    itself = torch.eye(gate.shape[1], dtype=torch.bool, device=gate.device)
+    gates = torch.where(itself, 1.0, gate.unsqueeze(1)).unsqueeze(1)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        probabilities = masked_softmax(_attention_logits(query, key), gates, mask).to(value.dtype)
+        batch, heads, rows, columns = probabilities.shape
+        per_key_head = probabilities.view(batch, value.shape[1], -1, columns) @ value
+        return per_key_head.view(batch, heads, rows, -1)
+
+    return attend
+
+
+class SoftPrunedDecoder(nn.Module):
+    """A frozen decoder under the soft masks of trainable threshold heads.
+
+    Its only parameters are the heads; ``requires_grad`` of the model is switched off.
+    """
+
+    spatial: Tensor
+
+    def __init__(self, model: LlavaModel, method: Atp, training: AtpTraining) -> None:
+        """Lay fresh heads over the model."""
+        super().__init__()
+        geometry = model.config.geometry
+        method.check(geometry)
+        # Inside a tuple, so that the model's parameters do not become this module's.
+        self._frozen = (model.requires_grad_(False),)
+        self.method = method
+        self.options = training
+        self.num_patches = geometry.num_patches
+        thetas = {"theta_r": training.theta_r, "theta_s": training.theta_s}
+        self.heads = nn.ModuleList(
+            ThresholdHeads(self.num_patches, method.hidden_width, **thetas) for _ in method.layers
+        )
+        spatial = spatial_scores(geometry.grid, method.strides, method.sample_scale)
+        self.register_buffer("spatial", spatial, persistent=False)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the heads by the names that ``pruning.safetensors`` uses."""
+        return {
+            f"{self.method.name}.site{site}.{name}": tensor.detach().clone()
+            for site, heads in enumerate(self.heads)
+            for name, tensor in heads.state_dict().items()
+        }
+
+    def forward(
+        self, inputs_embeds: Tensor, picture_start: Tensor, prompt_length: Tensor, temperature: float
+    ) -> SoftPrefill:
+        """Run sequences with one whole picture each, padded on the right.
+
+        S_cross averages over the text between picture and answer: in inference there is no answer yet.
+
+        Shapes:
+            inputs_embeds: [B, S, C]; picture_start: [B] int64, row of the first visual token;
+            prompt_length: [B] int64, rows before the answer.
+
+        Args:
+            inputs_embeds: Embedded prompts with their answers.
+            picture_start: Where the pictures lie.
+            prompt_length: Where the answers begin.
+            temperature: T; infinity gives masks of 0 and 1, those of inference, without a gradient.
+        """
+        model = self._frozen[0]
+        batch, length = inputs_embeds.shape[:2]
+        position_ids = torch.arange(length, device=inputs_embeds.device).unsqueeze(0)
+        angles = rotary_angles(model.config.decoder, position_ids, inputs_embeds.dtype)
+        visible = causal_mask(length, 0, inputs_embeds.device)
+        rows = picture_start.unsqueeze(1) + position_ids[:, : self.num_patches]
+        is_text = (position_ids > rows[:, -1:]) & (position_ids < prompt_length.unsqueeze(1))
+        gate = torch.ones(batch, length, device=inputs_embeds.device)
+        alive = gate.gather(1, rows)
+        attend: AttentionFunction = fused_attention
+        hidden, counts, sites = inputs_embeds, list[Tensor](), list[SoftSite]()
+        attention: AttentionOutput | None = None
+        for index in range(model.config.decoder.num_layers):
+            if attention is not None and index in self.method.layers:
+                self_score = self._self_score(attention, rows, alive)
+                cross_score = self._cross_score(attention, rows, alive, is_text, gate, visible)
+                sites.append(self._site(len(sites), self_score, cross_score, alive, temperature))
+                alive = sites[-1].mask
+                gate = torch.ones_like(gate).scatter(1, rows, alive)
+                attend = soft_attention(gate)
+            counts.append(alive.sum(dim=1))
+            layer = model.language_model.layer(index)
+            attention = layer.attention(hidden, angles, visible, attend=attend)
+            hidden = layer.feed_forward(attention.hidden)
+        return SoftPrefill(model.head(hidden), tuple(sites), torch.stack(counts, dim=1))
+
+    def _self_score(self, attention: AttentionOutput, rows: Tensor, alive: Tensor) -> Tensor:
+        """S_self [B, N0] (Eq. 3): the mean over queries commutes with the product, as in inference."""
+        query, key = _take_rows(attention.query, rows), _take_rows(attention.key, rows)
+        weights = alive / alive.sum(dim=1, keepdim=True).clamp(min=SOFTMAX_EPS)
+        mean_query = torch.einsum("bn,bhnd->bhd", weights, query).unsqueeze(2)
+        scores = _attention_logits(mean_query, key).mean(dim=1).squeeze(1)
+        return soft_normalise(scores, alive, self.method.self_norm)
+
+    def _cross_score(
+        self,
+        attention: AttentionOutput,
+        rows: Tensor,
+        alive: Tensor,
+        is_text: Tensor,
+        gate: Tensor,
+        visible: Tensor,
+    ) -> Tensor:
+        """S_cross [B, N0] (Eq. 4) from the rows behind the first picture's end."""
+        first = int(rows[:, -1].min()) + 1
+        logits = _attention_logits(attention.query[:, :, first:], attention.key)
+        probabilities = masked_softmax(logits, gate[:, None, None], visible[:, :, first:]).mean(dim=1)
+        text = is_text[:, first:].float()
+        received = torch.einsum(
+            "br,brs->bs", text / text.sum(dim=1, keepdim=True).clamp(min=1), probabilities
+        )
+        return soft_normalise(received.gather(1, rows), alive, self.method.cross_norm)
+
+    def _site(
+        self, index: int, self_score: Tensor, cross_score: Tensor, alive: Tensor, temperature: float
+    ) -> SoftSite:
+        """Thresholds and mask (Eq. 6-11)."""
+        theta_r, theta_s = self.heads[index](self_score * alive, cross_score * alive)
+        redundant = (self_score + cross_score) / 2
+        margin_r, margin_s = redundant - theta_r.unsqueeze(1), self.spatial - theta_s.unsqueeze(1)
+        if math.isinf(temperature):
+            mask = ((margin_r > 0) | (margin_s > 0)).float()
+        else:
+            mask = torch.sigmoid(torch.maximum(margin_r, margin_s) * temperature)
+            if self.options.straight_through:
+                mask = (mask > 0.5).float() + (mask - mask.detach())
+        mask = mask * alive
+        best = torch.where(alive > 0.5, redundant, -math.inf).argmax(dim=1, keepdim=True)
+        none_left = (mask <= 0.5).all(dim=1, keepdim=True)
+        survivor = torch.zeros_like(mask).scatter(1, best, none_left.float())
+        return SoftSite(torch.maximum(mask, survivor), redundant, theta_r, theta_s)
+
+
+def atp_loss(prefill: SoftPrefill, method: Atp, training: AtpTraining) -> Tensor:
+    """λ_ATP·L_ATP + λ_target·L_target (Eq. 12-14), a scalar: the loss without the next-token prediction."""
+    shares = [site.mask.mean() * layer for site, layer in zip(prefill.sites, method.layers, strict=True)]
+    distance = (prefill.counts.mean() - training.target_tokens).abs()
+    return training.lambda_atp * torch.stack(shares).sum() + training.lambda_target * distance
+
+
+def soft_normalise(scores: Tensor, alive: Tensor, norm: str) -> Tensor:
+    """``normalise_scores`` of :mod:`edgeprune.prune.atp` for a batch: scores, alive and result are [B, N0].
+
+    Tokens that ``alive`` leaves by less than a half do not count.
+    """
+    if norm == "sigmoid":
+        return torch.sigmoid(scores)
+    if norm == "minmax":
+        members = alive > 0.5
+        low = torch.where(members, scores, math.inf).amin(dim=1, keepdim=True)
+        high = torch.where(members, scores, -math.inf).amax(dim=1, keepdim=True)
+        return ((scores - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    return scores
+
+
+def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """[B, H, S, D] at rows [B, N] → [B, H, N, D]."""
+    return x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def _attention_logits(query: Tensor, key: Tensor) -> Tensor:
+    """q·k/√D in float32: [B, H, R, D], [B, Hkv, S, D] → [B, H, R, S]."""
+    batch, heads, rows, width = query.shape
+    grouped = query.reshape(batch, key.shape[1], -1, width).float()
+    return (grouped @ key.float().transpose(2, 3)).view(batch, heads, rows, -1) / math.sqrt(width)

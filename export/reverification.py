@@ -1,0 +1,48 @@
+"""The parity check of an export, again, on a bundle that exists."""
+
+from pathlib import Path
+
+from edgeprune.bundle import Bundle
+from edgeprune.checkpoint import load_checkpoint
+from edgeprune.errors import BundleError
+from edgeprune.export.exporter import DTYPES, FUSED_OPSET, check_prompts, checkpoint_hash
+from edgeprune.export.parity import check_graph, record_cases
+from edgeprune.manifest import ParityEntry
+from edgeprune.prune.registry import method_from_parameters
+from edgeprune.runtimes.preprocessing import ImagePreprocessing
+from edgeprune.runtimes.prompt import PromptFormat
+
+
+def compare_with_checkpoint(bundle: Bundle, checkpoint: Path, clip: str | Path | None) -> dict[str, ParityEntry]:
+    """Compare every graph with the torch reference of the checkpoint.
+
+    Raises:
+        BundleError: The bundle was exported from another checkpoint.
+        ParityError: A graph differs.
+    """
+    manifest = bundle.manifest
+    if checkpoint_hash(checkpoint) != manifest.source.sha256:
+        raise BundleError(
+            f"{checkpoint} is not the checkpoint of this bundle ('{manifest.source.name}'), or it was changed since: "
+            "give the original or export again"
+        )
+    model = load_checkpoint(
+        checkpoint,
+        methods=[method_from_parameters(entry.method, entry.parameters) for entry in manifest.pruning],
+        clip=clip,
+        dtype=DTYPES[manifest.dtype],
+        fused_rotary=manifest.opset >= FUSED_OPSET,
+    )
+    prompts = check_prompts(
+        model,
+        ImagePreprocessing.from_json(manifest.preprocessing),
+        PromptFormat.from_json(manifest.prompt),
+        bundle.path,
+        manifest.probe,
+        (),
+    )
+    cases = record_cases(model, prompts)
+    return {
+        name: check_graph(bundle.file(graph.file), cases.get(name, []), model.dtype)
+        for name, graph in manifest.graphs.items()
+    }
