@@ -1,6 +1,7 @@
 """A bundle: the folder that export writes and every other step reads."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -13,6 +14,10 @@ from edgeprune.manifest import MANIFEST_FILE, FileEntry, Manifest, manifest_from
 
 # Hashing reads a file whole; larger ones are checked by size when a bundle is opened and by hash by ``verify``.
 HASHED_AT_OPEN_BYTES = 64 * 2**20
+
+# Folders that this process is writing. Process ids come again, in containers nearly always: a folder with
+# our own id that is not here was left by an earlier process.
+_partial_folders: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,15 @@ def writing(path: str | Path) -> Iterator[Path]:
     Raises:
         BundleError: ``path`` holds something else than a bundle, or the disk is full or read-only.
     """
-    target = Path(path).absolute()
-    if target.exists() and not (target / MANIFEST_FILE).is_file() and not _is_empty_folder(target):
-        raise BundleError(f"{target} exists and is no bundle: choose another output folder")
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    # A link stays, what it points to is replaced.
+    target = Path(os.path.realpath(path))
+    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    if partial in _partial_folders:
+        raise BundleError(f"{target} is being written by this process already: choose another output folder")
+    _partial_folders.add(partial)
     try:
+        if target.exists() and not (target / MANIFEST_FILE).is_file() and not _is_empty_folder(target):
+            raise BundleError(f"{target} exists and is no bundle: choose another output folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
         partial.mkdir()
@@ -105,6 +114,7 @@ def writing(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _partial_folders.discard(partial)
 
 
 def _replace(partial: Path, target: Path) -> None:
@@ -124,9 +134,9 @@ def _replace(partial: Path, target: Path) -> None:
 def _remove_abandoned(target: Path) -> None:
     """Clear away what killed exports left beside the target; a bundle that had stepped aside comes back."""
     for kind in ("old", "partial"):
-        for folder in target.parent.glob(f".{target.name}.{kind}-*"):
+        for folder in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
             owner = folder.name.rpartition("-")[2]
-            if owner.isdigit() and Path(f"/proc/{owner}").exists():
+            if owner != str(os.getpid()) and owner.isdigit() and Path(f"/proc/{owner}").exists():
                 continue
             if kind == "old" and not target.exists():
                 folder.rename(target)

@@ -84,7 +84,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: is it a Hugging Face checkpoint?")
     config = read_json(folder / "config.json")
-    if config.get("model_type") not in FAMILIES:
+    if str(config.get("model_type")) not in FAMILIES:
         raise CheckpointError(
             f"{folder}: the family '{config.get('model_type')}' is unknown, known: {', '.join(FAMILIES)}"
         )
@@ -103,8 +103,14 @@ def read_methods(folder: Path) -> tuple[PruningMethod, ...]:
     entries = read_json(path).get("methods")
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise PruningError(f"{path}: 'methods' is not a list of {{method, parameters}} objects")
+    for entry in entries:
+        if not isinstance(entry.get("parameters", {}), Mapping):
+            raise PruningError(
+                f"{path}: 'parameters' of '{entry.get('method')}' is {entry['parameters']!r}, "
+                "expected an object"
+            )
     return tuple(
-        method_from_parameters(str(entry.get("method")), dict(entry.get("parameters") or {})) for entry in entries
+        method_from_parameters(str(entry.get("method")), entry.get("parameters", {})) for entry in entries
     )
 
 

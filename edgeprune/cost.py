@@ -1,19 +1,21 @@
-"""What a model costs on paper: multiply-adds, KV cache, weights, activations, with tokens pruned along the way.
+"""What a model costs on paper: operations, KV cache, weights and activations, with tokens dropped on the way.
 
-Two conventions are in use for the cost of a decoder layer over n rows, width d, MLP width m, and they differ by more
-than a factor of two; a number means nothing without its convention:
+Two conventions are in use for a decoder layer over n rows, width d and MLP width m. They differ by more than
+a factor of two, so a number means nothing without its convention:
 
-* :attr:`Convention.PAPER`, 4nd² + 2n²d + 2ndm: multiply-adds, with an MLP of two matrices and as many key/value heads
-  as query heads (ATP-LLaVA Eq. 15, after FastV §4.1). The tables of those papers double it.
-* :attr:`Convention.TRUE`, 2·(4nd² + 2n²d + 3ndm): floating-point operations of what a Llama layer computes, two per
-  multiply-add, with three matrices in the gated MLP. It reproduces IVTP Table 9. Grouped-query heads and a head width
-  other than d/H are counted as they are: 4d² becomes 2d·(H + Hkv)·D, and 2n²d becomes 2n²·H·D.
+* :attr:`Convention.PAPER`, 4nd² + 2n²d + 2ndm: multiply-adds, with an MLP of two matrices and as many
+  key/value heads as query heads (ATP-LLaVA Eq. 15, after FastV). The numbers printed there fit twice that.
+* :attr:`Convention.TRUE`, 2·(4nd² + 2n²d + 3ndm): floating-point operations of a Llama layer, two per
+  multiply-add, with the three matrices of the gated MLP. It reproduces IVTP Table 9. Grouped-query heads and
+  a head width other than d/H are counted as they are: 4d² becomes 2d·(H + Hkv)·D, and 2n²d becomes 2n²·H·D.
 
-Both count the full n × n attention matrix: kernels compute it, or the masked half of it at best. Norms, softmax,
-rotary embeddings and activation functions are not counted, nor is the scoring of a pruning site, which reads a few rows.
+Both count the full n × n attention matrix; a causal kernel may compute half of it. Norms, softmax, rotary
+embeddings and activation functions are not counted, nor is the scoring at a pruning site, which reads few
+rows.
 """
 
 import enum
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
@@ -68,9 +70,7 @@ class DecoderShape:
     def __post_init__(self) -> None:
         for field in fields(self):
             if getattr(self, field.name) < 1:
-                raise ValueError(
-                    f"decoder: '{field.name}' is {getattr(self, field.name)}, expected at least 1"
-                )
+                raise ValueError(f"decoder: '{field.name}' is {getattr(self, field.name)}, not at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"decoder: {self.num_heads} heads cannot share {self.num_kv_heads} key/value heads"
@@ -106,9 +106,7 @@ class LayerRows:
 
     def __post_init__(self) -> None:
         if not 0 <= self.mlp <= self.attention:
-            raise ValueError(
-                f"a layer has {self.attention} rows before its MLP and {self.mlp} in it: none may be added"
-            )
+            raise ValueError(f"a layer with {self.attention} rows in its attention has {self.mlp} in its MLP")
 
 
 @dataclass(frozen=True)
@@ -128,23 +126,23 @@ class VisionShape:
     def __post_init__(self) -> None:
         if self.hidden_size < 1 or self.intermediate_size < 1:
             raise ValueError(
-                f"vision tower: sizes {self.hidden_size} and {self.intermediate_size}, expected at least 1"
+                f"vision tower: widths {self.hidden_size} and {self.intermediate_size}, not at least 1"
             )
-        for above, below in zip(self.rows[1:], self.rows, strict=False):
-            if above.attention > below.mlp:
+        for before, after in itertools.pairwise(self.rows):
+            if after.attention > before.mlp:
                 raise ValueError(
-                    f"vision tower: {below.mlp} rows leave a layer and {above.attention} enter the next"
+                    f"vision tower: {before.mlp} rows leave a layer and {after.attention} enter the next"
                 )
 
     @classmethod
     def from_geometry(cls, geometry: GeometryEntry) -> "VisionShape":
         """The tower of a bundle, pruned as it is there.
 
-        ``vision_tokens`` are the tokens after each layer's attention; the next layer's attention sees the same.
+        ``vision_tokens`` are the rows after each layer's attention; the next layer's attention sees the same.
         """
         if len(geometry.vision_tokens) != geometry.vision_layers:
             raise ValueError(
-                f"vision tower: {len(geometry.vision_tokens)} token counts for {geometry.vision_layers} layers"
+                f"vision tower: {len(geometry.vision_tokens)} row counts for {geometry.vision_layers} layers"
             )
         entering = (geometry.num_patches + 1, *geometry.vision_tokens[:-1])
         rows = tuple(LayerRows(a, b) for a, b in zip(entering, geometry.vision_tokens, strict=False))
@@ -176,7 +174,7 @@ def layer_rows(
     if len(points) != len(kept):
         raise ValueError(f"{len(kept)} token counts for {len(points)} pruning points: give one for each")
     places = [(point.layer, point.before_mlp) for point in points]
-    if any(not earlier < later for earlier, later in zip(places, places[1:], strict=False)):
+    if any(not earlier < later for earlier, later in itertools.pairwise(places)):
         raise ValueError("pruning points out of order: list them as the decoder meets them, each once")
     if any(not 0 <= layer < num_layers for layer, _ in places):
         raise ValueError(f"a pruning point lies outside the decoder's {num_layers} layers")
@@ -199,8 +197,8 @@ def average_visual_tokens(
 ) -> float:
     """Visual tokens that enter a layer, averaged over the layers.
 
-    This is the "average token count" of ATP-LLaVA (§4.2: "an average value across all decoder layers"), and the share
-    of the KV cache that pruning leaves. Arguments as in :func:`layer_rows`.
+    The "average token count" of ATP-LLaVA (§4.2: "an average value across all decoder layers"), which is also
+    the mean number of visual tokens in a layer's KV cache. Arguments as in :func:`layer_rows`.
     """
     rows = layer_rows(points, num_layers, tokens_in, kept, text=0)
     return sum(row.attention for row in rows) / num_layers
@@ -242,8 +240,8 @@ def decoder_prefill_flops(
         shape: The decoder.
         rows_by_layer: Rows of every layer, see :func:`layer_rows`.
         convention: How a layer is counted; with PAPER the head is left out, as in Eq. 15.
-        head_on_all_rows: Count the head on every row that leaves the last layer, as IVTP does; the runtime computes it
-            on the last row only.
+        head_on_all_rows: Count the head on every row that leaves the last layer, as IVTP does; the runtime
+            computes it on the last row only.
     """
     _check_layers(shape, rows_by_layer)
     total = sum(
@@ -323,9 +321,9 @@ def peak_activation_bytes(
 ) -> int:
     """The most that the activations of one block hold at a time during prefill, KV cache not counted.
 
-    Attention: residual, normed rows, queries, keys, values and mixed values, n·(2d + 2·H·D + 2·Hkv·D), plus the
-    probabilities H·n² where attention is not fused. MLP: residual, normed rows, gate and up, n·(2d + 2m). An arena
-    that does not reuse memory, or keeps inputs of later graphs, holds more.
+    Attention: residual, normed rows, queries, keys, values and mixed values, n·(2d + 2·H·D + 2·Hkv·D), plus
+    the probabilities H·n² where attention is not fused. MLP: residual, normed rows, gate and up, n·(2d + 2m).
+    A runtime whose arena does not reuse memory holds more.
     """
     _check_layers(shape, rows_by_layer)
     attention_width = 2 * (shape.hidden_size + shape.query_width + shape.kv_width)

@@ -57,10 +57,17 @@ def _build(kind: Any, data: Any, where: str) -> Any:
         if data is None and type(None) in options:
             return None
         for option in options:
-            if option is not type(None) and (dataclasses.is_dataclass(option) or _is_scalar(option, data)):
+            if option is type(None):
+                continue
+            # An object or a list is expected to be this one, so that its own fields are named in an error.
+            if (
+                dataclasses.is_dataclass(option)
+                or typing.get_origin(option) in (dict, tuple)
+                or _is_scalar(option, data)
+            ):
                 return _build(option, data, where)
         names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-        raise BundleError(f"{where} is {data!r}, expected {names}")
+        raise BundleError(f"{where} is {str(data)[:60]!r}, expected {names}")
     _expect(_is_scalar(kind, data), where, getattr(kind, "__name__", str(kind)), data)
     return float(data) if kind is float else data
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,7 +11,8 @@ from edgeprune.json_data import from_json, to_json
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+DTYPES = ("float32", "float16")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class FileEntry:
     def __post_init__(self) -> None:
         pure = PurePosixPath(self.path)
         if not self.path or pure.is_absolute() or ".." in pure.parts or "\\" in self.path or ":" in self.path:
-            raise BundleError(f"the manifest names a file outside the bundle: '{self.path}'")
-        if not _SHA256.match(self.sha256) or self.bytes < 0:
+            raise BundleError(f"the manifest names a file outside the bundle: {self.path!r}")
+        if not _SHA256.fullmatch(self.sha256) or self.bytes < 0:
             raise BundleError(f"the manifest's entry of '{self.path}' has no usable sha256 or size")
 
 
@@ -103,6 +104,15 @@ class GeometryEntry:
     vision_intermediate_size: int
     vision_layers: int
     vision_tokens: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for size in fields(self):
+            value = getattr(self, size.name)
+            lowest = 0 if size.name == "vision_layers" else 1
+            if any(number < lowest for number in (value if isinstance(value, tuple) else (value,))):
+                raise BundleError(f"{MANIFEST_FILE}.geometry.{size.name} is {value}, expected at least {lowest}")
+        if len(self.grid) != 2:
+            raise BundleError(f"{MANIFEST_FILE}.geometry.grid is {list(self.grid)}, expected rows and columns")
 
     @property
     def num_patches(self) -> int:
@@ -227,6 +237,8 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise BundleError(f"{MANIFEST_FILE}.dtype is {self.dtype!r}, known: {', '.join(DTYPES)}")
         needed = ["vision", "embed", *(s.graph for s in self.segments), *(s.graph for s in self.sites)]
         needed += ["gather"] if self.sites else []
         needed += ["guide"] if self.probe is not None and self.probe.guided else []
@@ -263,7 +275,7 @@ def manifest_from_json(path: Path) -> Manifest:
         raise BundleError(
             f"{path.parent} is no bundle: it has no {MANIFEST_FILE}; make one with edgeprune export"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not readable JSON: copy the bundle again") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:

@@ -152,7 +152,7 @@ class PrunedModel:
         result = Prefill(torch.empty(0), {}, [], int(input_ids.shape[0]))
 
         def run(stage: Stage, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-            outputs = stage(inputs)
+            outputs: dict[str, Tensor] = stage(inputs)
             if record:
                 result.record.append((stage, inputs, outputs))
             return outputs
@@ -199,7 +199,7 @@ class PrunedModel:
         width = self.model.config.decoder.hidden_size
 
         def run(stage: Stage, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-            outputs = stage(inputs)
+            outputs: dict[str, Tensor] = stage(inputs)
             if record is not None:
                 record.append((stage, inputs, outputs))
             return outputs

@@ -214,7 +214,7 @@ def _export_graphs(
 def _check_model(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ParityError(f"{path.name} is not valid ONNX ({error}): please report it with config.json") from error
 
 

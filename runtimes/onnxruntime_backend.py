@@ -88,7 +88,8 @@ class OnnxRuntimeBackend:
         """Read a tensor that a graph allocated, or a host array."""
         owner: Any = tensor.owner
         if isinstance(owner, np.ndarray):
-            return owner.reshape(-1)[: prod(tensor.shape)].reshape(tensor.shape)
+            first = (tensor.address - owner.ctypes.data) // owner.itemsize
+            return owner.reshape(-1)[first : first + prod(tensor.shape)].reshape(tensor.shape)
         array: NDArray[Any] = owner.numpy()
         return array.reshape(tensor.shape)
 

@@ -1,4 +1,4 @@
-"""Checkpoints that many tests share. They are read-only: a test that edits one takes a copy (``llava_copy``)."""
+"""Checkpoints and bundles that many tests share: read-only; a test that edits one takes ``llava_copy``."""
 
 import shutil
 from pathlib import Path
@@ -43,3 +43,78 @@ def clip_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def llava_copy(llava_folder: Path, tmp_path: Path) -> Path:
     """A copy of ``llava_folder`` to edit."""
     return Path(shutil.copytree(llava_folder, tmp_path / "llava"))
+
+
+@pytest.fixture(scope="session")
+def atp_bundle(atp_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``atp_folder`` exported."""
+    from edgeprune.export.exporter import export
+
+    return export(atp_folder, tmp_path_factory.mktemp("bundle") / "atp").path
+
+
+@pytest.fixture(scope="session")
+def atp_float16_bundle(atp_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``atp_folder`` exported in half precision."""
+    from edgeprune.export.exporter import export
+
+    return export(atp_folder, tmp_path_factory.mktemp("bundle") / "atp-float16", dtype="float16").path
+
+
+@pytest.fixture(scope="session")
+def ivtp_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLaVA checkpoint with IVTP: 36 → 20 tokens in the tower, → 10 in two groups of decoder layers."""
+    from tiny_checkpoints import write_pruning
+
+    folder = Path(shutil.copytree(llava_folder, tmp_path_factory.mktemp("checkpoint") / "ivtp"))
+    # Random towers agree on little; a threshold of 0 splits the instruction into relevant and other tokens.
+    parameters = {
+        "tokens_after_vision": 20,
+        "tokens_after_decoder": 10,
+        "decoder_layers": 4,
+        "group_size": 2,
+        "relevance_threshold": 0.0,
+    }
+    return write_pruning(folder, [{"method": "ivtp", "parameters": parameters}])
+
+
+@pytest.fixture(scope="session")
+def ivtp_bundle(ivtp_folder: Path, clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``ivtp_folder`` exported with its CLIP guide."""
+    from edgeprune.export.exporter import export
+
+    return export(ivtp_folder, tmp_path_factory.mktemp("bundle") / "ivtp", clip=clip_folder).path
+
+
+@pytest.fixture(scope="session")
+def random_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLaVA checkpoint with 9 random tokens per picture."""
+    from tiny_checkpoints import write_pruning
+
+    folder = Path(shutil.copytree(llava_folder, tmp_path_factory.mktemp("checkpoint") / "random"))
+    return write_pruning(folder, [{"method": "random", "parameters": {"keep": 9}}])
+
+
+@pytest.fixture(scope="session")
+def random_bundle(random_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``random_folder`` exported at opset 20."""
+    from edgeprune.export.exporter import export
+
+    return export(random_folder, tmp_path_factory.mktemp("bundle") / "random", opset=20).path
+
+
+@pytest.fixture(scope="session")
+def tied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unpruned checkpoint with tied embeddings, the MLP so wide that torch.onnx leaves it transposed."""
+    from tiny_checkpoints import TinyLlava, build_llava
+
+    spec = TinyLlava(tied=True, layers=2, vision_layers=2, intermediate_size=320, seed=3)
+    return build_llava(tmp_path_factory.mktemp("checkpoint") / "tied", spec)
+
+
+@pytest.fixture(scope="session")
+def unpruned_bundle(tied_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tied_folder`` exported."""
+    from edgeprune.export.exporter import export
+
+    return export(tied_folder, tmp_path_factory.mktemp("bundle") / "unpruned").path

@@ -59,7 +59,8 @@ class MaskedDecoder:
         """Run all layers densely; ``sites`` maps the first layer that misses the dropped keys to the choice.
 
         Shapes:
-            inputs_embeds: [1, S, C]; returns logits [S, V], every layer's inputs, the rows alive in every layer.
+            inputs_embeds: [1, S, C].
+            returns: logits [S, V], every layer's inputs, the rows alive in every layer.
         """
         length = inputs_embeds.shape[1]
         position_ids = torch.arange(length)[None]
@@ -76,9 +77,7 @@ class MaskedDecoder:
             # A dropped row still sees itself, so that its softmax is defined; nobody reads it.
             visible = causal & (torch.from_numpy(alive) | torch.eye(length, dtype=torch.bool))
             mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)[None, None]
-            out = layer(
-                hidden, attention_mask=mask, position_ids=position_ids, position_embeddings=cos_sin
-            )
+            out = layer(hidden, attention_mask=mask, position_ids=position_ids, position_embeddings=cos_sin)
             hidden = out[0] if isinstance(out, tuple) else out
         if len(layers) in sites:
             history.append(sites[len(layers)](layers, alive))
@@ -86,7 +85,7 @@ class MaskedDecoder:
 
     @torch.no_grad()
     def project(self, index: int, hidden: torch.Tensor, position_ids: torch.Tensor) -> LayerInputs:
-        """Norm, projections and rotary embedding of a layer for hidden states [1, S, C] at positions [1, S]."""
+        """Norm, projections and rotary embedding of a layer, for hidden [1, S, C] at positions [1, S]."""
         layer = self.decoder.layers[index]
         attention = layer.self_attn
         normed = layer.input_layernorm(hidden)

@@ -1,4 +1,4 @@
-"""The methods' equations in NumPy and float64, with every attention matrix written out: what the code must equal."""
+"""The methods' equations in NumPy and float64, every attention matrix written out."""
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def atp_reference(method, grid, query, key, slots, num_text, num_images, heads):
 
 
 def rollout(matrices):
-    """Eq. 3 in full: Ã¹ = A¹, Ãˡ = (Aˡ + I)Ãˡ⁻¹ with rows that sum to one again; matrices [S, S], lowest first."""
+    """Eq. 3 in full: Ã¹ = A¹, Ãˡ = (Aˡ + I)Ãˡ⁻¹, rows summing to one again; matrices [S, S], lowest first."""
     rolled = matrices[0]
     for matrix in matrices[1:]:
         rolled = (matrix + np.eye(len(matrix))) @ rolled
@@ -111,12 +111,14 @@ def highest(scores, count):
 def ivtp_decoder_scores(context, probes, values):
     """Scores of the rows before the instruction.
 
-    context: per layer, (query [H, S', D], key [Hkv, S', D]); probes: per layer, the pseudo-CLS row's (query [H, 1, D],
-    key [Hkv, 1, D]); values: [Hkv, S', D] of the top layer.
+    context: per layer, (query [H, S', D], key [Hkv, S', D]); values: [Hkv, S', D] of the top layer;
+    probes: per layer, the pseudo-CLS row's (query [H, 1, D], key [Hkv, 1, D]).
     """
     matrices = [
         mean_attention(
-            np.concatenate([query, probe_query], axis=1), np.concatenate([key, probe_key], axis=1), causal=True
+            np.concatenate([query, probe_query], axis=1),
+            np.concatenate([key, probe_key], axis=1),
+            causal=True,
         )
         for (query, key), (probe_query, probe_key) in zip(context, probes, strict=True)
     ]

@@ -1,6 +1,6 @@
-"""Tiny random checkpoints, complete as Hugging Face saves them: weights, config, tokenizer, processor, chat template.
+"""Tiny random checkpoints, whole as Hugging Face saves them: weights, config, tokenizer, processor, template.
 
-Weights are drawn wide enough that attention is far from uniform, so that a wrong mask, position or score shows.
+Weights are drawn wide enough that attention is far from uniform: a wrong mask, position or score shows.
 """
 
 import json
@@ -45,8 +45,9 @@ CORPUS = (
 )
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}"
+    "{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] }} "
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
@@ -121,7 +122,8 @@ def build_llava(folder: Path, spec: TinyLlava = TINY) -> Path:
         tie_word_embeddings=spec.tied,
     )
     image_processor = ImageProcessor(
-        size={"shortest_edge": spec.image_size}, crop_size={"height": spec.image_size, "width": spec.image_size}
+        size={"shortest_edge": spec.image_size},
+        crop_size={"height": spec.image_size, "width": spec.image_size},
     )
     processor = LlavaProcessor(
         image_processor,
@@ -183,15 +185,16 @@ def add_atp(
 ) -> Path:
     """Add ``pruning.json`` and ``pruning.safetensors`` with random heads of ATP before ``layers``.
 
-    The thresholds scatter round ``theta_r`` and ``theta_s`` with the picture; ``spread`` is the standard deviation of
-    their logits for scores of about one.
+    The thresholds scatter round ``theta_r`` and ``theta_s`` with the picture, the more the larger ``spread``.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for site in range(len(layers)):
         prefix = f"atp.site{site}"
         features = 2 * num_patches
-        tensors[f"{prefix}.proj.weight"] = torch.randn(hidden_width, features, generator=generator) / features**0.5
+        tensors[f"{prefix}.proj.weight"] = (
+            torch.randn(hidden_width, features, generator=generator) / features**0.5
+        )
         tensors[f"{prefix}.proj.bias"] = torch.zeros(hidden_width)
         for head, theta in (("head_r", theta_r), ("head_s", theta_s)):
             weight = torch.randn(1, hidden_width, generator=generator)
@@ -211,11 +214,13 @@ def write_pruning(folder: Path, methods: Sequence[dict[str, Any]]) -> Path:
 def edit_json(path: Path, **fields: Any) -> None:
     """Overwrite fields of a JSON object in a file; a field set to ``...`` is removed."""
     data = json.loads(path.read_text(encoding="utf-8")) | fields
-    path.write_text(json.dumps({key: value for key, value in data.items() if value is not ...}), encoding="utf-8")
+    path.write_text(
+        json.dumps({key: value for key, value in data.items() if value is not ...}), encoding="utf-8"
+    )
 
 
 def edit_weights(path: Path, **tensors: Any) -> None:
-    """Overwrite tensors of a safetensors file, ``__`` standing for a dot; a tensor set to ``...`` is removed."""
+    """Overwrite tensors of a safetensors file, ``__`` for a dot; a tensor set to ``...`` is removed."""
     data = load_file(path) | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
     save_file({name: tensor for name, tensor in data.items() if tensor is not ...}, path)
 
@@ -279,7 +284,9 @@ def clip_tokenizer(vocab_size: int = 560) -> CLIPTokenizer:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), behavior="removed", invert=True),
+            pre_tokenizers.Split(
+                Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), behavior="removed", invert=True
+            ),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )

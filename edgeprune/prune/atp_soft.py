@@ -46,9 +46,10 @@ class AtpTraining:
     Attributes:
         temperature_start: T of Eq. 9 and 10 in the first step.
         temperature_end: T in the last step; in between it changes geometrically.
-        straight_through: Whether the forward pass uses masks of 0 and 1 and only the gradient is the soft
-            ones'. An option for where soft masks train badly: a half-open mask lets the decoder see a little of
-            a token that inference drops.
+        straight_through: Whether the forward pass uses masks of 0 and 1 and only the gradient is that of the
+            soft ones: where a half-open mask shows the decoder too much of what inference drops.
+        drop_below: Tokens whose mask is below it leave the computation, as far as all pictures of a batch can spare
+            equally many. 0, the paper's form, computes them all; 1e-6 is faster and the same in float32.
         lambda_atp: Weight of the tokens that each site leaves (Eq. 12).
         lambda_target: Weight of the distance to ``target_tokens`` (Eq. 13).
         target_tokens: N_target, visual tokens in the mean over all layers.
@@ -61,6 +62,7 @@ class AtpTraining:
     temperature_start: float = 1e6
     temperature_end: float = 1e6
     straight_through: bool = False
+    drop_below: float = 0.0
     lambda_atp: float = 0.1
     lambda_target: float = 0.2
     target_tokens: float = 130.0
@@ -78,7 +80,7 @@ class AtpTraining:
                 "above 0",
             ),
             (("lambda_atp", "lambda_target"), -1e-300, math.inf, "0 or more"),
-            (("warmup",), -1e-300, 1, "from 0 to below 1"),
+            (("warmup", "drop_below"), -1e-300, 1, "from 0 to below 1"),
             (("theta_r", "theta_s"), 0, 1, "between 0 and 1"),
         ):
             for name in names:
@@ -100,13 +102,10 @@ class SoftSite(NamedTuple):
     """What one site does to a batch.
 
     Shapes:
-        mask: [B, N0] in [0, 1], the masks of the sites before it multiplied in.
-        redundant_score: [B, N0], S_red; it says nothing of tokens that the sites before have pruned.
-        theta_r, theta_s: [B].
+        mask: [B, N0] in [0, 1], the masks of the sites before it multiplied in; theta_r, theta_s: [B].
     """
 
     mask: Tensor
-    redundant_score: Tensor
     theta_r: Tensor
     theta_s: Tensor
 
@@ -203,66 +202,49 @@ class SoftPrunedDecoder(nn.Module):
             prompt_length: Where the answers begin.
             temperature: T; infinity gives masks of 0 and 1, those of inference, without a gradient.
         """
-        model = self._frozen[0]
-        batch, length = inputs_embeds.shape[:2]
-        position_ids = torch.arange(length, device=inputs_embeds.device).unsqueeze(0)
-        angles = rotary_angles(model.config.decoder, position_ids, inputs_embeds.dtype)
-        visible = causal_mask(length, 0, inputs_embeds.device)
-        rows = picture_start.unsqueeze(1) + position_ids[:, : self.num_patches]
+        model, batch = self._frozen[0], inputs_embeds.shape[0]
+        position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).expand(batch, -1)
+        slots = position_ids[:, : self.num_patches]
+        rows = picture_start.unsqueeze(1) + slots
         is_text = (position_ids > rows[:, -1:]) & (position_ids < prompt_length.unsqueeze(1))
-        gate = torch.ones(batch, length, device=inputs_embeds.device)
-        alive = gate.gather(1, rows)
+        state = _State(
+            inputs_embeds, position_ids, is_text, torch.ones_like(is_text, dtype=torch.float32), slots, rows
+        )
         attend: AttentionFunction = fused_attention
-        hidden, counts, sites = inputs_embeds, list[Tensor](), list[SoftSite]()
         attention: AttentionOutput | None = None
+        sites, count = list[SoftSite](), state.alive.sum(dim=1)
+        counts = []
         for index in range(model.config.decoder.num_layers):
             if attention is not None and index in self.method.layers:
-                self_score = self._self_score(attention, rows, alive)
-                cross_score = self._cross_score(attention, rows, alive, is_text, gate, visible)
-                sites.append(self._site(len(sites), self_score, cross_score, alive, temperature))
-                alive = sites[-1].mask
-                gate = torch.ones_like(gate).scatter(1, rows, alive)
-                attend = soft_attention(gate)
-            counts.append(alive.sum(dim=1))
+                site = self._site(len(sites), attention, state, temperature)
+                gate = torch.ones_like(state.gate).scatter(1, state.rows, site.mask.gather(1, state.slots))
+                state = state._replace(gate=gate).drop(self.options.drop_below)
+                attend, count = soft_attention(state.gate), site.mask.sum(dim=1)
+                sites.append(site)
+            counts.append(count)
             layer = model.language_model.layer(index)
-            attention = layer.attention(hidden, angles, visible, attend=attend)
-            hidden = layer.feed_forward(attention.hidden)
+            angles = rotary_angles(model.config.decoder, state.position_ids, state.hidden.dtype)
+            visible = causal_mask(state.hidden.shape[1], 0, state.hidden.device)
+            attention = layer.attention(state.hidden, angles, visible, attend=attend)
+            state = state._replace(hidden=layer.feed_forward(attention.hidden))
+        hidden = torch.zeros_like(inputs_embeds).scatter(
+            1, _wide(state.position_ids, state.hidden), state.hidden
+        )
         return SoftPrefill(model.head(hidden), tuple(sites), torch.stack(counts, dim=1))
 
-    def _self_score(self, attention: AttentionOutput, rows: Tensor, alive: Tensor) -> Tensor:
-        """S_self [B, N0] (Eq. 3): the mean over queries commutes with the product, as in inference."""
-        query, key = _take_rows(attention.query, rows), _take_rows(attention.key, rows)
-        weights = alive / alive.sum(dim=1, keepdim=True).clamp(min=SOFTMAX_EPS)
-        mean_query = torch.einsum("bn,bhnd->bhd", weights, query).unsqueeze(2)
-        scores = _attention_logits(mean_query, key).mean(dim=1).squeeze(1)
-        return soft_normalise(scores, alive, self.method.self_norm)
-
-    def _cross_score(
-        self,
-        attention: AttentionOutput,
-        rows: Tensor,
-        alive: Tensor,
-        is_text: Tensor,
-        gate: Tensor,
-        visible: Tensor,
-    ) -> Tensor:
-        """S_cross [B, N0] (Eq. 4) from the rows behind the first picture's end."""
-        first = int(rows[:, -1].min()) + 1
-        logits = _attention_logits(attention.query[:, :, first:], attention.key)
-        probabilities = masked_softmax(logits, gate[:, None, None], visible[:, :, first:]).mean(dim=1)
-        text = is_text[:, first:].float()
-        received = torch.einsum(
-            "br,brs->bs", text / text.sum(dim=1, keepdim=True).clamp(min=1), probabilities
-        )
-        return soft_normalise(received.gather(1, rows), alive, self.method.cross_norm)
-
-    def _site(
-        self, index: int, self_score: Tensor, cross_score: Tensor, alive: Tensor, temperature: float
-    ) -> SoftSite:
+    def _site(self, index: int, attention: AttentionOutput, state: "_State", temperature: float) -> SoftSite:
         """Thresholds and mask (Eq. 6-11)."""
-        theta_r, theta_s = self.heads[index](self_score * alive, cross_score * alive)
+        alive = state.alive
+        self_score = soft_normalise(_self_score(attention, state), alive, self.method.self_norm)
+        cross_score = soft_normalise(_cross_score(attention, state), alive, self.method.cross_norm)
+
+        def by_grid(values: Tensor) -> Tensor:
+            return values.new_zeros(values.shape[0], self.num_patches).scatter(1, state.slots, values)
+
+        theta_r, theta_s = self.heads[index](by_grid(self_score * alive), by_grid(cross_score * alive))
         redundant = (self_score + cross_score) / 2
-        margin_r, margin_s = redundant - theta_r.unsqueeze(1), self.spatial - theta_s.unsqueeze(1)
+        margin_r = redundant - theta_r.unsqueeze(1)
+        margin_s = self.spatial[state.slots] - theta_s.unsqueeze(1)
         if math.isinf(temperature):
             mask = ((margin_r > 0) | (margin_s > 0)).float()
         else:
@@ -273,7 +255,7 @@ class SoftPrunedDecoder(nn.Module):
         best = torch.where(alive > 0.5, redundant, -math.inf).argmax(dim=1, keepdim=True)
         none_left = (mask <= 0.5).all(dim=1, keepdim=True)
         survivor = torch.zeros_like(mask).scatter(1, best, none_left.float())
-        return SoftSite(torch.maximum(mask, survivor), redundant, theta_r, theta_s)
+        return SoftSite(by_grid(torch.maximum(mask, survivor)), theta_r, theta_s)
 
 
 def atp_loss(prefill: SoftPrefill, method: Atp, training: AtpTraining) -> Tensor:
@@ -284,7 +266,7 @@ def atp_loss(prefill: SoftPrefill, method: Atp, training: AtpTraining) -> Tensor
 
 
 def soft_normalise(scores: Tensor, alive: Tensor, norm: str) -> Tensor:
-    """``normalise_scores`` of :mod:`edgeprune.prune.atp` for a batch: scores, alive and result are [B, N0].
+    """``normalise_scores`` of :mod:`edgeprune.prune.atp` for a batch: scores, alive and result are [B, K].
 
     Tokens that ``alive`` leaves by less than a half do not count.
     """
@@ -298,9 +280,65 @@ def soft_normalise(scores: Tensor, alive: Tensor, norm: str) -> Tensor:
     return scores
 
 
-def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """[B, H, S, D] at rows [B, N] → [B, H, N, D]."""
-    return x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+class _State(NamedTuple):
+    """The rows that a batch computes at some depth.
+
+    Shapes:
+        hidden: [B, S, C]; position_ids: [B, S]; is_text: [B, S], between picture and answer; gate: [B, S];
+        slots: [B, K], grid positions of the visual tokens; rows: [B, K], their rows, consecutive.
+    """
+
+    hidden: Tensor
+    position_ids: Tensor
+    is_text: Tensor
+    gate: Tensor
+    slots: Tensor
+    rows: Tensor
+
+    @property
+    def alive(self) -> Tensor:
+        """The mask of the visual tokens, [B, K]."""
+        return self.gate.gather(1, self.rows)
+
+    def drop(self, limit: float) -> "_State":
+        """Leave out visual tokens whose mask is below the limit, equally many of every picture."""
+        num_kept = int((self.alive >= limit).sum(dim=1).max())
+        if num_kept == self.rows.shape[1]:
+            return self
+        kept = self.alive.topk(num_kept).indices.sort().values
+        stays = torch.ones_like(self.is_text).scatter(1, self.rows, False)
+        stays = stays.scatter(1, self.rows.gather(1, kept), True)
+        order = stays.nonzero()[:, 1].view(stays.shape[0], -1)
+        return _State(
+            self.hidden.gather(1, _wide(order, self.hidden)),
+            self.position_ids.gather(1, order),
+            self.is_text.gather(1, order),
+            self.gate.gather(1, order),
+            self.slots.gather(1, kept),
+            self.rows[:, :num_kept],
+        )
+
+
+def _self_score(attention: AttentionOutput, state: _State) -> Tensor:
+    """S_self [B, K] (Eq. 3): the mean over queries commutes with the product, as in inference."""
+
+    def visual(x: Tensor) -> Tensor:
+        return x.gather(2, state.rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+    weights = state.alive / state.alive.sum(dim=1, keepdim=True).clamp(min=SOFTMAX_EPS)
+    mean_query = torch.einsum("bn,bhnd->bhd", weights, visual(attention.query)).unsqueeze(2)
+    return _attention_logits(mean_query, visual(attention.key)).mean(dim=1).squeeze(1)
+
+
+def _cross_score(attention: AttentionOutput, state: _State) -> Tensor:
+    """S_cross [B, K] (Eq. 4)."""
+    first = int(state.rows[:, -1].min()) + 1
+    logits = _attention_logits(attention.query[:, :, first:], attention.key)
+    visible = causal_mask(attention.key.shape[2], 0, logits.device)[:, :, first:]
+    probabilities = masked_softmax(logits, state.gate[:, None, None], visible).mean(dim=1)
+    text = state.is_text[:, first:].float()
+    text = text / text.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.einsum("br,brs->bs", text, probabilities).gather(1, state.rows)
 
 
 def _attention_logits(query: Tensor, key: Tensor) -> Tensor:
@@ -308,3 +346,8 @@ def _attention_logits(query: Tensor, key: Tensor) -> Tensor:
     batch, heads, rows, width = query.shape
     grouped = query.reshape(batch, key.shape[1], -1, width).float()
     return (grouped @ key.float().transpose(2, 3)).view(batch, heads, rows, -1) / math.sqrt(width)
+
+
+def _wide(index: Tensor, like: Tensor) -> Tensor:
+    """[B, N] → [B, N, C]."""
+    return index.unsqueeze(-1).expand(-1, -1, like.shape[2])

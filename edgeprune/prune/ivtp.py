@@ -83,7 +83,7 @@ class Ivtp(PruningMethod):
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse a tower without a class token, more tokens than there are, or more layers than there are."""
         if not geometry.has_class_token:
-            raise PruningError("ivtp: this vision tower has no class token; use atp, adaptprune or fastv")
+            raise PruningError("ivtp: this vision tower has no class token; use atp")
         if geometry.vision_layers < 1:
             raise PruningError("ivtp: no layer of the vision tower runs before the features are taken; use atp")
         if self.tokens_after_vision > geometry.num_patches:

@@ -32,6 +32,8 @@ class RandomTokens(PruningMethod):
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise PruningError(f"random: 'keep' is {self.keep}, expected at least 1")
+        if self.seed < 0:
+            raise PruningError(f"random: 'seed' is {self.seed}, expected at least 0")
 
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse to keep more tokens than there are."""

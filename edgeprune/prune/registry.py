@@ -38,7 +38,7 @@ def method_from_parameters(name: str, parameters: Mapping[str, Any]) -> PruningM
     preset = given.pop("preset", None)
     values: dict[str, Any] = {}
     if preset is not None:
-        if preset not in method.presets:
+        if not isinstance(preset, str) or preset not in method.presets:
             raise PruningError(f"{name}: unknown preset '{preset}', known: {', '.join(method.presets)}")
         values.update(method.presets[preset])
     values.update(given)

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scenes import GRID, describe, draw_scene, patch_owners, render
+from muon import Optimizer
 from questions import KINDS, ask
+from scenes import GRID, describe, draw_scene, patch_owners, render
 from torch import Tensor, nn
+from tower import normalise
 from transformers import (
     CLIPModel,
     LlamaConfig,
@@ -25,9 +27,6 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
-
-from muon import Optimizer
-from tower import normalise
 
 VISUAL = GRID * GRID
 WIDTH = 128
@@ -110,6 +109,14 @@ class Packs(torch.utils.data.Dataset[Pack]):
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, batches: int, size: int) -> None:
         self.tokenizer, self.seed, self.batches, self.size = tokenizer, seed, batches, size
+        self.known: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+
+    def _encode(self, question: str, answer: str, length: int) -> tuple[list[int], list[int]]:
+        """Questions repeat, so most of them are encoded once."""
+        key = (question, answer)
+        if key not in self.known:
+            self.known[key] = encode_segment(self.tokenizer, question, answer, length)
+        return self.known[key]
 
     def __len__(self) -> int:
         return self.batches
@@ -128,7 +135,7 @@ class Packs(torch.utils.data.Dataset[Pack]):
                 extra = ask(scene, rng, rng.choice(HARD_KINDS))
                 if extra is not None:
                     asked.append(extra)
-            questions += [encode_segment(self.tokenizer, q.text, q.answer, QUESTION_LENGTH) for q in asked]
+            questions += [self._encode(q.text, q.answer, QUESTION_LENGTH) for q in asked]
             captions.append(encode_segment(self.tokenizer, CAPTION_PROMPT, describe(scene), CAPTION_LENGTH))
         asked_ids = torch.tensor(questions).view(self.size, QUESTION_SLOTS, 2, QUESTION_LENGTH)
         caption_ids = torch.tensor(captions).view(self.size, 1, 2, CAPTION_LENGTH)
@@ -173,6 +180,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
+def _blocks(x: Tensor, count: int, length: int) -> Tensor:
+    return x.view(*x.shape[:2], count, length, x.shape[-1])
+
+
 class PackedDecoder:
     """Runs the modules of a LLaVA model on packed sequences."""
 
@@ -189,7 +200,7 @@ class PackedDecoder:
         self.causal = torch.full((self.prefix, self.prefix), float("-inf")).triu(1)
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], heads, self.head_dim).transpose(1, 2)
 
     def __call__(self, features: Tensor, groups: Sequence[Tensor], seen: Tensor | None) -> list[Tensor]:
         """Last hidden states of every group of segments, each (batch, segments, length, width)."""
@@ -228,14 +239,15 @@ class PackedDecoder:
                 piece = slice(at, at + count * length)
                 at += count * length
                 qs = q[:, :, piece]
-                split = (count, length)
                 to_prefix = (qs @ kp.mT).float()
                 if block is not None:
                     to_prefix = to_prefix + block
-                own = qs.unflatten(2, split) @ k[:, :, piece].unflatten(2, split).mT
+                own = _blocks(qs, count, length) @ _blocks(k[:, :, piece], count, length).mT
                 own = (own.float() + own_mask).flatten(2, 3)
                 weight = torch.cat([to_prefix, own], dim=-1).softmax(-1).to(vp.dtype)
-                near = weight[..., self.prefix :].unflatten(2, split) @ v[:, :, piece].unflatten(2, split)
+                near = _blocks(weight[..., self.prefix :], count, length) @ _blocks(
+                    v[:, :, piece], count, length
+                )
                 mixed.append(weight[..., : self.prefix] @ vp + near.flatten(2, 3))
             x = x + attention.o_proj(torch.cat(mixed, dim=2).transpose(1, 2).flatten(2))
             x = x + layer.mlp(layer.post_attention_layernorm(x))
@@ -250,7 +262,8 @@ class PackedDecoder:
 
     def logits(self, state: Tensor) -> Tensor:
         """Scores of the next token."""
-        return self.model.lm_head(state).float()
+        scores: Tensor = self.model.lm_head(state)
+        return scores.float()
 
 
 def build_llava(tokenizer: PreTrainedTokenizerFast, clip: CLIPModel) -> LlavaForConditionalGeneration:
@@ -301,7 +314,7 @@ def train_decoder(
             caption_logits = decoder.logits(told[telling])
         loss = F.cross_entropy(logits, targets)
         caption_loss = F.cross_entropy(caption_logits, pack.caption_answers[telling])
-        (2 * loss + caption_loss).backward()
+        torch.autograd.backward(2 * loss + caption_loss)
         optimizer.step()
         with torch.no_grad():
             right = torch.zeros_like(pack.question_answers, dtype=torch.bool)

@@ -96,7 +96,7 @@ def save_llava(
     _save(model, folder)
     processor = llava_processor(tokenizer)
     processor.save_pretrained(folder)
-    assert GRID * GRID == model.config.image_seq_length
+    assert model.config.image_seq_length == GRID * GRID
     return processor
 
 

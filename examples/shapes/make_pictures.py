@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from PIL import Image
-from questions import KINDS, ask
+from questions import KINDS, Question, ask
 from scenes import IMAGE_SIZE, draw_scene, render
 
 HERE = Path(__file__).parent
@@ -22,7 +22,7 @@ def main() -> None:
     entries = []
     for index in range(4):
         rng = random.Random(SEED + index)
-        asked = []
+        asked: list[Question] = []
         while len(asked) < len(KINDS):
             scene = draw_scene(rng, fewest=3)
             asked = [q for q in (ask(scene, rng, kind) for kind in KINDS) if q is not None]

@@ -13,7 +13,7 @@ def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
     """Bring all singular values of a stack of matrices close to one (Newton-Schulz, quintic)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = update.shape[-2] > update.shape[-1]
-    x = update.mT if tall else update
+    x: Tensor = update.mT if tall else update
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT

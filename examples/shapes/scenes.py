@@ -235,11 +235,9 @@ def dense_labels(scene: Scene) -> DenseLabels:
         color=table([1 + colors.index(t.color) for t in things]),
         shape=table([1 + SHAPES.index(t.shape) for t in things]),
         size=table([1 + SIZES.index(t.size) for t in things]),
-        character=table(
-            [1 + (CHARACTERS.index(t.character) + 1 if t.character else 0) for t in things]
-        ),
+        character=table([1 + (CHARACTERS.index(t.character) + 1 if t.character else 0) for t in things]),
         centre=is_centre,
-        offset=centres[owners] - here,
+        offset=(centres[owners] - here).astype(np.float32),
     )
 
 

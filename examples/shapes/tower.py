@@ -9,12 +9,22 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scenes import CHARACTERS, COLORS, GRID, IMAGE_SIZE, PATCH_SIZE, SHAPES, SIZES
-from scenes import Scene, dense_labels, describe, draw_scene, render
+from muon import Optimizer
+from scenes import (
+    CHARACTERS,
+    COLORS,
+    IMAGE_SIZE,
+    PATCH_SIZE,
+    SHAPES,
+    SIZES,
+    Scene,
+    dense_labels,
+    describe,
+    draw_scene,
+    render,
+)
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-from muon import Optimizer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -70,7 +80,8 @@ class DenseHeads(nn.Module):
 
     def forward(self, patches: Tensor) -> tuple[Tensor, ...]:
         """Logits of colour, shape, size, character, centre; then the offset to the centre."""
-        return self.read(self.norm(patches)).float().split(self.sizes, dim=-1)
+        read: Tensor = self.read(self.norm(patches))
+        return torch.split(read.float(), self.sizes, dim=-1)
 
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, list[str]]
@@ -148,7 +159,7 @@ def train_tower(
         logits = model.logit_scale.exp().clamp(max=100) * image_vector @ text_vector.T
         own = torch.arange(len(raw))
         contrast = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-        (dense + 0.5 * contrast).backward()
+        torch.autograd.backward(dense + 0.5 * contrast)
         optimizer.step()
         if step % 25 == 0 or step == steps - 1:
             found = (logits.argmax(-1) == own).float().mean().item()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from decoder import CAPTION_PROMPT, build_llava, prefix_text, segment_text, train_decoder
-from evaluate import accuracy_by_kind, accuracy_with_hidden_tokens
 from export_hf import round_to_half, save_clip, save_llava
+from measure import accuracy_by_kind, accuracy_with_hidden_tokens
 from questions import KINDS, ask
 from scenes import describe, draw_scene
 from tokens import clip_tokenizer, decoder_tokenizer

@@ -148,3 +148,197 @@ def batches(model: LlavaModel, questions: Questions, size: int) -> Iterator[Batc
     """All questions in order."""
     for start in range(0, len(questions.examples), size):
         yield Batch.of(model, questions, range(start, min(start + size, len(questions.examples))))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Hard pruning of many questions.
+
+    Attributes:
+        right: Whether each was answered rightly.
+        kept: Visual tokens that each site leaves, [questions, sites].
+        mean_tokens: Visual tokens in the mean over all layers, [questions].
+    """
+
+    right: np.ndarray
+    kept: np.ndarray
+    mean_tokens: np.ndarray
+
+
+@torch.inference_mode()
+def measure(model: LlavaModel, soft: SoftPrunedDecoder, questions: Questions, size: int = 50) -> Measured:
+    """Batches with masks of 0 and 1: what :class:`PrunedModel` computes, token by token, one at a time."""
+    right, kept, counts = [], [], []
+    for batch in batches(model, questions, size):
+        out = soft(batch.inputs_embeds, batch.picture_start, batch.prompt_length, math.inf)
+        right += batch.right(out.logits)
+        kept.append(torch.stack([site.mask.sum(1) for site in out.sites], dim=1))
+        counts.append(out.counts.mean(1))
+    return Measured(np.array(right), torch.cat(kept).numpy(), torch.cat(counts).numpy())
+
+
+def measure_one_by_one(pruned: PrunedModel, folder: Path, count: int, seed: int) -> Measured:
+    """The reference itself, with greedy generation: dropped tokens are gone."""
+    asker = Asker(pruned.model, folder)
+    right, kept, mean_tokens = [], [], []
+    layers = [0, *(planned.site.cut.layer for planned in pruned.plan.sites), pruned.plan.geometry.num_layers]
+    for image, question, scene in held_out_questions(count, seed):
+        example = asker.example(scene, question)
+        pixels = normalise(torch.from_numpy(np.asarray(image)[None])).numpy()
+        told, sites = pruned.generate(
+            np.array(example.prompt, dtype=np.int64), pixels, max_new_tokens=8, eos_token_ids=(asker.eos,)
+        )
+        right.append([*told, asker.eos] == example.answer)
+        kept.append([site.kept for site in sites])
+        running = [asker.num_patches, *kept[-1]]
+        mean_tokens.append(float(np.dot(np.diff(layers), running)) / layers[-1])
+    return Measured(np.array(right), np.array(kept), np.array(mean_tokens))
+
+
+def train(
+    model: LlavaModel,
+    soft: SoftPrunedDecoder,
+    questions: Questions,
+    validation: Questions,
+    *,
+    seed: int,
+    steps: int,
+    size: int,
+    validate_every: int,
+) -> None:
+    """Minimise L_ntp + λ_ATP·L_ATP + λ_target·L_target over the heads."""
+    options = soft.options
+    rng = random.Random(f"order {seed}")
+    optimizer = torch.optim.AdamW(soft.parameters(), weight_decay=0.0)
+    order: list[int] = []
+    started = time.monotonic()
+    hits: list[bool] = []
+    for step in range(steps):
+        if len(order) < size:
+            order = rng.sample(range(len(questions.examples)), len(questions.examples))
+        batch = Batch.of(model, questions, [order.pop() for _ in range(size)])
+        progress = step / steps
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate_at(progress)
+        temperature = options.temperature(progress)
+        out: SoftPrefill = soft(batch.inputs_embeds, batch.picture_start, batch.prompt_length, temperature)
+        ntp = F.cross_entropy(out.logits.flatten(0, 1), batch.targets.flatten())
+        loss = ntp + atp_loss(out, soft.method, options)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        hits += batch.right(out.logits)
+        if step % 20 == 19 or step == steps - 1:
+            thetas = " ".join(f"{s.theta_r.mean().item():.3f}/{s.theta_s.mean().item():.3f}" for s in out.sites)
+            left = " ".join(f"{site.mask.sum(1).mean().item():.1f}" for site in out.sites)
+            say(
+                f"step {step + 1:4d} {time.monotonic() - started:5.0f}s T {temperature:7.1f} "
+                f"loss {loss.item():6.3f} answers {ntp.item():.4f} right {np.mean(hits):.3f} "
+                f"| tokens {out.counts.mean().item():5.1f} | left {left} | thresholds {thetas}"
+            )
+            hits.clear()
+        if step % validate_every == validate_every - 1 or step == steps - 1:
+            hard = measure(model, soft, validation)
+            say(
+                f"     validation, hard: right {hard.right.mean():.4f} | tokens {hard.mean_tokens.mean():.1f} | "
+                f"left {' '.join(f'{count:.1f}' for count in hard.kept.mean(0))}"
+            )
+
+
+def say(line: str) -> None:
+    """Print at once, so that a log file can be followed."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def report(unpruned: Measured, pruned: Measured, questions: Questions) -> None:
+    """Accuracy by kind, tokens by site, and how the tokens follow the picture."""
+    kinds = np.array([example.kind for example in questions.examples])
+    objects = np.array([example.num_objects for example in questions.examples])
+    say(f"{'kind':14s} unpruned   pruned")
+    for kind in KINDS:
+        chosen = kinds == kind
+        say(f"{kind:14s} {unpruned.right[chosen].mean():8.4f} {pruned.right[chosen].mean():8.4f}")
+    before, after = unpruned.right.mean(), pruned.right.mean()
+    say(f"{'all':14s} {before:8.4f} {after:8.4f}   kept {after / before:.2%} of the accuracy")
+    for name, counts in [
+        *((f"left by site {site}", pruned.kept[:, site]) for site in range(pruned.kept.shape[1])),
+        ("mean over all layers", pruned.mean_tokens),
+    ]:
+        low, high = np.percentile(counts, (5, 95))
+        correlation = np.corrcoef(counts, objects)[0, 1] if counts.std() > 0 else 0.0
+        say(
+            f"{name:22s} mean {counts.mean():6.2f}  p5 {low:5.1f}  p95 {high:5.1f}  "
+            f"correlation with the number of objects {correlation:+.2f}"
+        )
+    say(f"share of the visual tokens kept: {pruned.mean_tokens.mean() / questions.features.shape[1]:.2%}")
+
+
+def write(folder: Path, soft: SoftPrunedDecoder) -> None:
+    """Write pruning.json and pruning.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entry = {"method": soft.method.name, "parameters": asdict(soft.method)}
+    (folder / PRUNING_FILE).write_text(json.dumps({"methods": [entry]}, indent=2) + "\n", encoding="utf-8")
+    save_file(soft.weights(), folder / PRUNING_WEIGHTS_FILE)
+
+
+METHOD = Atp(layers=(1, 4, 8), hidden_width=32, self_norm="minmax", cross_norm="minmax")
+TRAINING = AtpTraining(
+    temperature_start=20.0,
+    temperature_end=1000.0,
+    lambda_atp=0.02,
+    lambda_target=0.02,
+    target_tokens=33.0,
+    learning_rate=2e-3,
+    theta_r=0.3,
+    theta_s=0.7,
+)
+
+
+def main() -> None:
+    """Train, write, and compare with the unpruned model on the held-out questions."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=Path(__file__).parent / "checkpoint")
+    parser.add_argument("--output", type=Path, help="folder for the two files; default: the checkpoint")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--size", type=int, default=32, help="questions per step")
+    parser.add_argument("--pictures", type=int, default=3000)
+    parser.add_argument("--questions", type=int, default=2000, help="held-out questions to ask at the end")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    started = time.monotonic()
+    folder = arguments.checkpoint
+    output = arguments.output or folder
+    unpruned = load_checkpoint(folder, methods=(), dtype=torch.float32)
+    model = unpruned.model
+    asker = Asker(model, folder)
+    questions = asker.training_questions(arguments.seed, arguments.pictures, per_picture=4)
+    validation = asker.held_out(400, VALIDATION_SEED)
+    say(f"{len(questions.examples)} questions about {arguments.pictures} pictures")
+    soft = SoftPrunedDecoder(model, METHOD, TRAINING)
+    train(
+        model,
+        soft,
+        questions,
+        validation,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        size=arguments.size,
+        validate_every=100,
+    )
+    write(output, soft)
+    say(f"trained in {(time.monotonic() - started) / 60:.1f} minutes")
+
+    plain = measure_one_by_one(unpruned, folder, arguments.questions, HELD_OUT_SEED)
+    pruned = load_checkpoint(output, dtype=torch.float32) if output == folder else PrunedModel(
+        model, PruningPlan((METHOD,), model.config.geometry), soft.weights()
+    )
+    report(plain, measure_one_by_one(pruned, folder, arguments.questions, HELD_OUT_SEED), arguments.questions)
+
+
+if __name__ == "__main__":
+    main()

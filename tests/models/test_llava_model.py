@@ -72,7 +72,10 @@ def test_generate_gives_the_greedy_answer_of_transformers(llava_folder):
         expected.append(int(transformers_logits(theirs, grown, pixels).argmax()))
     assert ours.generate(ids, pixels, max_new_tokens=6) == (expected, [])
     end = expected[3]
-    assert ours.generate(ids, pixels, max_new_tokens=6, eos_token_ids=[end])[0] == expected[: expected.index(end)]
+    assert (
+        ours.generate(ids, pixels, max_new_tokens=6, eos_token_ids=[end])[0]
+        == expected[: expected.index(end)]
+    )
 
 
 def test_shards_are_several_files(tmp_path):
@@ -84,8 +87,18 @@ def test_shards_are_several_files(tmp_path):
     "prefixes",
     [
         # transformers before 4.52, from 4.52, from 5.0
-        ("language_model.model.", "language_model.lm_head.", "vision_tower.vision_model.", "multi_modal_projector."),
-        ("model.language_model.", "lm_head.", "model.vision_tower.vision_model.", "model.multi_modal_projector."),
+        (
+            "language_model.model.",
+            "language_model.lm_head.",
+            "vision_tower.vision_model.",
+            "multi_modal_projector.",
+        ),
+        (
+            "model.language_model.",
+            "lm_head.",
+            "model.vision_tower.vision_model.",
+            "model.multi_modal_projector.",
+        ),
         ("model.language_model.", "lm_head.", "model.vision_tower.", "model.multi_modal_projector."),
     ],
     ids=["old", "middle", "new"],
@@ -146,7 +159,12 @@ def test_geometry_of_llava_1_5():
     )
     geometry = config.geometry
     assert (geometry.grid, geometry.num_patches, geometry.vision_layers) == ((24, 24), 576, 23)
-    assert (geometry.num_layers, geometry.hidden_size, geometry.num_heads, geometry.head_dim) == (32, 4096, 32, 128)
+    assert (geometry.num_layers, geometry.hidden_size, geometry.num_heads, geometry.head_dim) == (
+        32,
+        4096,
+        32,
+        128,
+    )
     assert (config.decoder.context_length, config.decoder.rope_theta) == (4096, 10000.0)
 
 

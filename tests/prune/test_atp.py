@@ -16,7 +16,7 @@ CLOSE = 1e-5
 """Rows whose score lies nearer to its threshold may fall on either side of it in float32."""
 
 
-# --- inputs ----------------------------------------------------------------------------------------------------
+# --- inputs ------------------------------------------------------------------------------------------------
 
 
 def geometry(grid, heads=4, head_dim=8):
@@ -54,6 +54,10 @@ def sequence_slots(rng, num_patches, num_images, num_text, keep_share):
     return np.array(slots + [-1] * num_text, dtype=np.int64)
 
 
+def floats(array):
+    return torch.tensor(array).float()
+
+
 def selector(method, grid, heads_of_site, num_heads=4, head_dim=8):
     model = geometry(grid, num_heads, head_dim)
     weights = {f"site0.{name}": torch.tensor(value).float() for name, value in heads_of_site.items()}
@@ -83,13 +87,13 @@ def run_selector(module: AtpSelector, query, key, slots, num_text, num_images):
     return kept
 
 
-# --- tests -----------------------------------------------------------------------------------------------------
+# --- tests -------------------------------------------------------------------------------------------------
 
 
 def test_selector_equals_the_definition():
     tally = {"rows": 0, "too close to call": 0}
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=150, deadline=None, derandomize=True)
     @given(
         seed=st.integers(0, 2**32 - 1),
         grid=st.tuples(st.integers(1, 7), st.integers(1, 7)),
@@ -98,7 +102,7 @@ def test_selector_equals_the_definition():
         num_text=st.integers(1, 5),
         keep_share=st.sampled_from([1.0, 0.6, 0.1]),
         norms=st.tuples(*[st.sampled_from(["none", "sigmoid", "minmax"])] * 2),
-        spread=st.sampled_from([0.0, 1.0, 4.0]),
+        spread=st.sampled_from([0.0, 1.0, 2.0]),
     )
     def check(seed, grid, group, num_images, num_text, keep_share, norms, spread):
         rng = np.random.default_rng(seed)
@@ -148,7 +152,9 @@ def test_scores_equal_explicit_attention_matrices(num_kv_heads):
         assert scores.self_score[rows].numpy() == pytest.approx(explicit, abs=1e-5)
         by_rows = logits[:, rows[:, None], rows[None, :]].mean(axis=(0, 2))
         assert abs(explicit - by_rows).max() > 0.1, "the test would not tell rows from columns"
-        received = np.array([np.mean([probabilities[:, t, n] for t in range(length - 4, length)]) for n in rows])
+        received = np.array(
+            [np.mean([probabilities[:, t, n] for t in range(length - 4, length)]) for n in rows]
+        )
         assert scores.cross_score[rows].numpy() == pytest.approx(received, abs=1e-6)
     text = slots < 0
     assert not scores.self_score[text].any()
@@ -209,7 +215,11 @@ def test_pruned_tokens_enter_the_heads_as_zeros():
     module = selector(Atp(layers=(1,), hidden_width=5), (3, 4), heads)
     slots = np.array([-1, 0, 3, 11, 13, 14, -1])
     scores = module.scores(
-        torch.randn(1, 4, 7, 8), torch.randn(1, 2, 7, 8), torch.tensor(slots), torch.tensor([6]), torch.arange(2)
+        torch.randn(1, 4, 7, 8),
+        torch.randn(1, 2, 7, 8),
+        torch.tensor(slots),
+        torch.tensor([6]),
+        torch.arange(2),
     )
     theta_r, theta_s = module.thresholds(scores, torch.tensor(slots), torch.arange(2))
     for image in range(2):
@@ -232,9 +242,7 @@ def test_a_picture_does_not_depend_on_the_one_after_it_but_for_the_text():
     slots = torch.tensor([-1, *range(16), *range(16, 32), -1, -1])
     query, key = torch.randn(1, 4, 35, 8), torch.randn(1, 2, 35, 8)
     both = module.scores(query, key, slots, torch.tensor([33, 34]), torch.arange(2))
-    alone = module.scores(
-        query[:, :, :17], key[:, :, :17], slots[:17], torch.tensor([0]), torch.arange(1)
-    )
+    alone = module.scores(query[:, :, :17], key[:, :, :17], slots[:17], torch.tensor([0]), torch.arange(1))
     assert torch.allclose(both.self_score[:17], alone.self_score, atol=1e-6)
     assert torch.equal(both.spatial_score[:17], alone.spatial_score)
     theta_r, theta_s = module.thresholds(both, slots, torch.arange(2))
@@ -263,17 +271,20 @@ def test_one_token_survives_thresholds_that_drop_all(num_images):
 
 
 def test_thresholds_are_strict():
-    # A zero head gives θ = 0.5 exactly, and sigmoid-normalised scores of zero queries give S_red = 0.5 exactly.
+    # A zero head gives θ = 0.5 exactly, and stride 2 with λ = 2 scores 1 - 2/4 at the first patch.
     heads = {name: 0 * value for name, value in random_heads(np.random.default_rng(5), 4, 2).items()}
-    method = Atp(layers=(1,), hidden_width=2, self_norm="sigmoid", cross_norm="sigmoid", strides=(2,), sample_scale=2.0)
-    module = selector(method, (2, 2), heads)
-    assert spatial_scores((2, 2), (2,), 2.0)[0] == 0.5
+    module = selector(Atp(layers=(1,), hidden_width=2, strides=(2,), sample_scale=2.0), (2, 2), heads)
     slots = np.array([0, 1, 2, 3, -1])
-    query, key = np.zeros((4, 5, 8)), np.zeros((2, 5, 8))
-    # cross is 1/5 before the sigmoid, so S_red > 0.5 everywhere …
-    assert run_selector(module, query, key, slots, 1, 1).all()
-    # … unless θ_r is above it; S_spatial = θ_s = 0.5 does not pass, and the survivor is the first of equals.
-    module.heads.head_r.bias.data.fill_(5.0)
+    query, key = np.ones((4, 5, 8)), np.zeros((2, 5, 8))
+    key[:, 2] = 0.01
+    scores = module.scores(
+        floats(query[None]), floats(key[None]), torch.tensor(slots), torch.tensor([4]), torch.arange(1)
+    )
+    assert scores.spatial_score.tolist() == [0.5, 0, 0, 0, 0]
+    assert scores.redundant_score.max() < 0.5
+    # Nothing passes, so the third patch survives by its S_red.
+    assert run_selector(module, query, key, slots, 1, 1).tolist() == [False, False, True, False, True]
+    module.heads.head_s.bias.data.fill_(-1e-6)
     assert run_selector(module, query, key, slots, 1, 1).tolist() == [True, False, False, False, True]
 
 

@@ -1,6 +1,6 @@
-"""A pruned model against transformers run densely, where a dropped token stays and is masked in all later layers.
+"""A pruned model against transformers run densely, where dropped tokens stay, masked in all later layers.
 
-Which tokens are dropped is decided a second time, from the dense run's own activations, by the NumPy references.
+Which tokens are dropped is decided once more by the NumPy references, from the dense run's activations.
 """
 
 import numpy as np
@@ -52,13 +52,17 @@ def compare(model, dense, ids, pixels, embeds, sites, guide=None):
     return state
 
 
-# --- ATP -------------------------------------------------------------------------------------------------------
+# --- ATP ---------------------------------------------------------------------------------------------------
 
 
 def atp_choice(method, site, weights, slots, num_images):
     """The definition of ATP on a dense run's layer before the site; ``slots`` of the unpruned sequence."""
     prefix = f"atp.site{site}."
-    heads = {name.removeprefix(prefix): w.double().numpy() for name, w in weights.items() if name.startswith(prefix)}
+    heads = {
+        name.removeprefix(prefix): w.double().numpy()
+        for name, w in weights.items()
+        if name.startswith(prefix)
+    }
 
     def choose(layers, alive):
         rows = np.flatnonzero(alive)
@@ -82,7 +86,8 @@ def test_atp(atp_folder, dense, num_images, seed):
     slots = np.full(len(ids), -1)
     slots[ids == IMAGE_TOKEN] = np.arange(num_images * TINY.num_patches)
     sites = {
-        layer: atp_choice(method, site, weights, slots, num_images) for site, layer in enumerate(method.layers)
+        layer: atp_choice(method, site, weights, slots, num_images)
+        for site, layer in enumerate(method.layers)
     }
     embeds = dense.embed(ids, pixels)
     state = compare(model, dense, ids, pixels, embeds, sites)
@@ -102,7 +107,7 @@ def test_atp_keeps_more_of_one_picture_than_of_another(atp_folder):
     assert len({result[0].kept for result in sites}) > 2
 
 
-# --- fixed positions before the decoder ------------------------------------------------------------------------
+# --- fixed positions before the decoder --------------------------------------------------------------------
 
 
 def test_random_with_atp(atp_folder, dense):
@@ -123,7 +128,7 @@ def test_random_with_atp(atp_folder, dense):
     assert set(state.sites[0].slots) < set(slots[slots >= 0])
 
 
-# --- IVTP ------------------------------------------------------------------------------------------------------
+# --- IVTP --------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -1,0 +1,59 @@
+# Everything is made in .venv/ and out/. A Python from 3.10 to 3.12 and make are all that must be there.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SHELL  := /bin/bash
+
+EXAMPLE := examples/shapes
+DEMO    := out/shapes-atp
+
+# Two processes for the tests, one thread each: they are many small computations.
+TEST_PROCESSES ?= 2
+
+.PHONY: help demo test lint types format unit clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## Export the example checkpoint, ask it about a picture, draw the kept tokens
+	@mkdir -p out
+	$(BIN)/edgeprune export $(EXAMPLE)/checkpoint -o $(DEMO) --check-image $(EXAMPLE)/pictures/scene2.png
+	$(BIN)/edgeprune run $(DEMO) --image $(EXAMPLE)/pictures/scene1.png \
+		--prompt "which digit is in the yellow square?" --overlay $(DEMO).png
+	@echo "The kept tokens are drawn in $(DEMO).png"
+
+test: $(STAMP) lint types unit ## Everything that must pass: lint, format, types, tests
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+unit: $(STAMP) ## The tests alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES)
+
+format: $(STAMP) ## Rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove what was built; the environment stays (delete .venv for a fresh one)
+	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# An interrupted set-up leaves no stamp, and an environment without a working pip is made anew.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || { \
+		echo "edgeprune needs Python 3.10, 3.11 or 3.12, '$(PYTHON)' is" \
+			"$$($(PYTHON) --version 2>&1): try make PYTHON=python3.12"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		echo "Creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "Installing into $(VENV); the first time this downloads PyTorch"
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --no-input \
+		-c constraints.txt -e '.[dev]' \
+		| awk '/^ *(Downloading|Using cached) / && !/\.metadata/ { print "  " $$0; fflush() } \
+			/^Installing collected/ { print "  Unpacking"; fflush() }'
+	@touch $@

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from tiny_checkpoints import TINY, random_prompt
+
+from edgeprune.checkpoint import load_checkpoint
+from edgeprune.errors import PruningError
+from edgeprune.prune.method import ModelGeometry
+from edgeprune.prune.random_tokens import RandomTokens
+
+GEOMETRY = ModelGeometry(
+    num_layers=32,
+    hidden_size=4096,
+    num_heads=32,
+    head_dim=128,
+    grid=(24, 24),
+    vision_layers=23,
+    has_class_token=True,
+)
+
+
+@pytest.mark.parametrize("keep", [1, 64, 576])
+def test_slots_are_distinct_and_ascending(keep):
+    slots = RandomTokens(keep=keep).projector_slots(GEOMETRY)
+    assert len(slots) == keep == RandomTokens(keep=keep).tokens_per_image(GEOMETRY)
+    assert list(slots) == sorted(set(slots))
+    assert 0 <= slots[0] <= slots[-1] < 576
+
+
+def test_seed_decides():
+    first = RandomTokens(keep=64, seed=1).projector_slots(GEOMETRY)
+    assert first == RandomTokens(keep=64, seed=1).projector_slots(GEOMETRY)
+    assert first != RandomTokens(keep=64, seed=2).projector_slots(GEOMETRY)
+    # PCG64's stream is frozen: an export of next year keeps the same tokens.
+    assert RandomTokens(keep=5, seed=0).projector_slots(GEOMETRY) == (81, 85, 142, 253, 389)
+
+
+def test_more_tokens_contain_fewer():
+    few, many = (set(RandomTokens(keep=keep, seed=3).projector_slots(GEOMETRY)) for keep in (64, 128))
+    assert few < many
+
+
+def test_every_slot_has_its_chance():
+    counts = np.zeros(576)
+    for seed in range(400):
+        counts[list(RandomTokens(keep=64, seed=seed).projector_slots(GEOMETRY))] += 1
+    # 400 draws at 1/9: 44 ± 6.
+    assert counts.min() > 14
+    assert counts.max() < 80
+
+
+def test_features_are_those_of_the_kept_patches(llava_folder):
+    method = RandomTokens(keep=7, seed=5)
+    pruned, full = load_checkpoint(llava_folder, methods=[method]), load_checkpoint(llava_folder)
+    ids, pixels = random_prompt(num_images=2, tokens_per_image=7)
+    full_ids, _ = random_prompt(num_images=2)
+    record = pruned.prefill(ids, pixels, record=True).record[0][2]
+    expected = full.prefill(full_ids, pixels, record=True).record[0][2]
+    slots = list(method.projector_slots(pruned.plan.geometry))
+    both = slots + [TINY.num_patches + slot for slot in slots]
+    assert record["image_slots"].tolist() == both
+    difference = record["image_features"] - expected["image_features"][both]
+    assert difference.abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"keep": 0}, "'keep' is 0, expected at least 1"),
+        ({"seed": -1}, "'seed' is -1, expected at least 0"),
+    ],
+)
+def test_parameters_are_checked(parameters, message):
+    with pytest.raises(PruningError) as error:
+        RandomTokens(**parameters)
+    assert message in str(error.value)
+
+
+def test_more_tokens_than_there_are():
+    with pytest.raises(PruningError, match="'keep' is 577, but a picture has 576 visual tokens"):
+        RandomTokens(keep=577).check(GEOMETRY)
