@@ -1,6 +1,6 @@
 """One line about the machine that a benchmark ran on."""
 
-import datetime
+import datetime as dt
 import os
 import platform
 from pathlib import Path
@@ -17,5 +17,5 @@ def describe_machine() -> str:
                 break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
-    today = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
+    today = dt.datetime.now(tz=dt.timezone.utc).date().isoformat()
     return f"{today}, {model}, {cores} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"

@@ -32,8 +32,8 @@ from edgeprune.cost import DecoderShape, decoder_prefill_flops, layer_rows
 from edgeprune.export.exporter import export
 from edgeprune.models.llama import Cut
 from edgeprune.prune.atp import Atp, AtpSelector
-from edgeprune.pruning_plan import PruningPlan
 from edgeprune.pruned_model import PrunedModel
+from edgeprune.pruning_plan import PruningPlan
 from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch
 from edgeprune.runtimes.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -102,14 +102,20 @@ def measure(workdir: Path, size: LlavaSize, keep: tuple[int, ...], rounds: int) 
 class _TransformersDecoder:
     """transformers' own decoder on the same hidden states."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, token_ids: np.ndarray, pixels: np.ndarray) -> None:
+    def __init__(
+        self, model: LlavaForConditionalGeneration, token_ids: np.ndarray, pixels: np.ndarray
+    ) -> None:
         self.model = model
         with torch.no_grad():
             ids = torch.from_numpy(token_ids)[None]
             embeds = model.get_input_embeddings()(ids)
             features = model.get_image_features(pixel_values=torch.from_numpy(pixels))
             features = getattr(features, "pooler_output", features)
-            visual = torch.cat(list(features)) if not isinstance(features, torch.Tensor) else features.flatten(0, 1)
+            visual = (
+                torch.cat(list(features))
+                if not isinstance(features, torch.Tensor)
+                else features.flatten(0, 1)
+            )
             embeds[ids == model.config.image_token_index] = visual
         self.embeds = embeds
 
@@ -118,7 +124,9 @@ class _TransformersDecoder:
         """Milliseconds from hidden states to the logits of the last row."""
         start = time.perf_counter()
         self.cache = DynamicCache()
-        hidden = self.model.model.language_model(inputs_embeds=self.embeds, past_key_values=self.cache, use_cache=True)
+        hidden = self.model.model.language_model(
+            inputs_embeds=self.embeds, past_key_values=self.cache, use_cache=True
+        )
         self.model.lm_head(hidden.last_hidden_state[:, -1])
         return {"prefill": 1000 * (time.perf_counter() - start)}
 
@@ -139,7 +147,11 @@ class _TransformersDecoder:
 def _prefill(chain: GraphChain, token_ids: np.ndarray, pixels: np.ndarray | None) -> dict[str, float]:
     watch = Stopwatch()
     chain.prefill(token_ids, pixels, None, DECODE_STEPS, watch)
-    return {name: ms for name, ms in watch.milliseconds.items() if name.startswith(("prefill", "select", "gather"))}
+    return {
+        name: ms
+        for name, ms in watch.milliseconds.items()
+        if name.startswith(("prefill", "select", "gather"))
+    }
 
 
 def _decode(chain: GraphChain, token_ids: np.ndarray, pixels: np.ndarray) -> float:
@@ -168,7 +180,11 @@ def _report(
     for name, values in totals.items():
         decode = decode_ms.get(name)
         row = f"| {name} | {statistics.median(values):.1f} | {min(values):.1f} … {max(values):.1f} "
-        row += f"| {statistics.median(decode):.1f} | {min(decode):.1f} … {max(decode):.1f} |" if decode else "| | |"
+        row += (
+            f"| {statistics.median(decode):.1f} | {min(decode):.1f} … {max(decode):.1f} |"
+            if decode
+            else "| | |"
+        )
         print(row)
     flops_ratio = _flops_ratio(pruned, size, layers, keep)
     time_ratio = _ratio(fewer, ours)
@@ -186,8 +202,16 @@ def _report(
         ("pruned / unpruned, prefill time", time_ratio, f"≤ {1.05 * flops_ratio:.3f} (1.05 × FLOPs)"),
         ("pruned / unpruned, prefill FLOPs", flops_ratio, ""),
         ("saving efficiency of prefill", (1 - time_ratio) / (1 - flops_ratio), ""),
-        ("pruned / unpruned, decode time", _ratio(decode_ms["pruned bundle"], decode_ms["unpruned bundle"]), ""),
-        ("chain / single graph, text only", _ratio(totals["text only, chain"], totals["text only, one graph"]), "≤ 1.01"),
+        (
+            "pruned / unpruned, decode time",
+            _ratio(decode_ms["pruned bundle"], decode_ms["unpruned bundle"]),
+            "",
+        ),
+        (
+            "chain / single graph, text only",
+            _ratio(totals["text only, chain"], totals["text only, one graph"]),
+            "≤ 1.01",
+        ),
         ("score + select + gather / unpruned prefill", _ratio(overhead, ours), "≤ 0.005"),
         ("score + select + gather / pruned prefill", _ratio(overhead, fewer), "≤ 0.005"),
     ]
@@ -195,7 +219,10 @@ def _report(
     print("|---|---|---|")
     for name, value, target in rows:
         print(f"| {name} | {value:.4f} | {target} |")
-    stages = {name: statistics.median(t[name] for t in prefill_ms["pruned bundle"]) for name in prefill_ms["pruned bundle"][0]}
+    stages = {
+        name: statistics.median(t[name] for t in prefill_ms["pruned bundle"])
+        for name in prefill_ms["pruned bundle"][0]
+    }
     print("\npruned bundle by stage, ms: " + ", ".join(f"{name} {ms:.2f}" for name, ms in stages.items()))
 
 
@@ -204,7 +231,9 @@ def _ratio(numerator: list[float], denominator: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-def _flops_ratio(pruned: GraphChain, size: LlavaSize, layers: tuple[int, ...], keep: tuple[int, ...]) -> float:
+def _flops_ratio(
+    pruned: GraphChain, size: LlavaSize, layers: tuple[int, ...], keep: tuple[int, ...]
+) -> float:
     shape = DecoderShape.from_geometry(pruned.manifest.geometry)
     cuts = [Cut(layer) for layer in layers]
     rows = layer_rows(cuts, size.num_layers, size.visual_tokens, keep, TEXT_TOKENS)
@@ -221,7 +250,11 @@ def _inputs(size: LlavaSize, image_token: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_thresholds(
-    checkpoint: Path, layers: tuple[int, ...], keep: tuple[int, ...], token_ids: np.ndarray, pixels: np.ndarray
+    checkpoint: Path,
+    layers: tuple[int, ...],
+    keep: tuple[int, ...],
+    token_ids: np.ndarray,
+    pixels: np.ndarray,
 ) -> None:
     """Heads with zero weights whose biases put θ_r between the k-th and the next score of this input."""
     method = Atp(layers=layers, hidden_width=8, self_norm="minmax", cross_norm="minmax")
@@ -235,7 +268,9 @@ def _write_thresholds(
         scores = _scores(model, site, token_ids, pixels)
         ordered = scores.sort(descending=True).values
         theta = float((ordered[count - 1] + ordered[count]) / 2)
-        weights[f"atp.site{site}.head_r.bias"].fill_(float(torch.logit(torch.tensor(theta, dtype=torch.float64))))
+        weights[f"atp.site{site}.head_r.bias"].fill_(
+            float(torch.logit(torch.tensor(theta, dtype=torch.float64)))
+        )
     save_file(weights, checkpoint / "pruning.safetensors")
     methods = [{"method": method.name, "parameters": method.parameters()}]
     (checkpoint / "pruning.json").write_text(json.dumps({"methods": methods}))
@@ -266,7 +301,9 @@ def _open(bundle: Bundle) -> GraphChain:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds")
     parser.add_argument("--keep", default="126,88,20", help="visual tokens kept at the three sites")
     parser.add_argument("--layers", type=int, default=24, help="decoder layers")

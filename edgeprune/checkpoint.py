@@ -62,7 +62,9 @@ def load_checkpoint(
         model = model_class(config_type.from_huggingface(config))
     tensors = {canonical_name(name): tensor for name, tensor in open_weights(weight_files(folder)).items()}
     if model.config.decoder.tie_word_embeddings:
-        tensors.setdefault("lm_head.weight", tensors.get("language_model.embed_tokens.weight", torch.empty(0)))
+        tensors.setdefault(
+            "lm_head.weight", tensors.get("language_model.embed_tokens.weight", torch.empty(0))
+        )
     assign_weights(model, tensors, dtype, f"the checkpoint {folder}")
     if model.config.decoder.tie_word_embeddings:
         model.lm_head.weight = model.language_model.embed_tokens.weight
@@ -159,7 +161,9 @@ def _load_clip(
     config = read_json(folder / "config.json")
     text = config.get("text_config")
     if config.get("model_type") != "clip" or not isinstance(text, Mapping):
-        raise CheckpointError(f"{folder} is no CLIP checkpoint: its config.json is of '{config.get('model_type')}'")
+        raise CheckpointError(
+            f"{folder} is no CLIP checkpoint: its config.json is of '{config.get('model_type')}'"
+        )
     embed_size = read_field(config, "projection_dim", int, 512)
     text_config = ClipTextConfig.from_huggingface(text, projection_dim=embed_size)
     tensors = open_weights(weight_files(folder))
@@ -174,7 +178,9 @@ def _load_clip(
     renamed = {re.sub(r"^text_model\.", "text_tower.", name): tensor for name, tensor in tensors.items()}
     kept = dtype if dtype is not None else model.lm_head.weight.dtype
     assign_weights(guide, renamed, kept, f"the text tower in {folder}")
-    assign_weights(projection, {"weight": tensors.get("visual_projection.weight", torch.empty(0))}, kept, f"{folder}")
+    assign_weights(
+        projection, {"weight": tensors.get("visual_projection.weight", torch.empty(0))}, kept, f"{folder}"
+    )
     return ClipParts(guide, projection)
 
 
@@ -182,7 +188,11 @@ def _check_same_tower(tensors: Mapping[str, Tensor], model: LlavaModel, folder: 
     """A text tower of another CLIP would choose tokens at random without anybody noticing."""
     ours = model.vision_tower.embeddings.patch_embedding.weight
     theirs = tensors.get("vision_model.embeddings.patch_embedding.weight")
-    if theirs is None or theirs.shape != ours.shape or not torch.allclose(theirs.float(), ours.float(), atol=1e-3):
+    if (
+        theirs is None
+        or theirs.shape != ours.shape
+        or not torch.allclose(theirs.float(), ours.float(), atol=1e-3)
+    ):
         raise CheckpointError(
             f"the vision tower in {folder} is not the one of this LLaVA checkpoint: give the CLIP it was made from"
         )

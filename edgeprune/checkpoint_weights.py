@@ -112,7 +112,9 @@ def assign_weights(
         CheckpointError: See :func:`fit_to_shapes`.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    fitting = fit_to_shapes(tensors, shapes, what, "the config.json belongs to another checkpoint or weights are lost")
+    fitting = fit_to_shapes(
+        tensors, shapes, what, "the config.json belongs to another checkpoint or weights are lost"
+    )
     module.load_state_dict(
         {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in fitting.items()}, assign=True
     )

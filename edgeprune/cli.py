@@ -34,7 +34,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(edgeprune.__version__, prog_name="edgeprune")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(debug: bool) -> None:  # noqa: ARG001 - read by the group
+def main(debug: bool) -> None:
     """Export, check and run vision-language models with in-network visual-token pruning."""
 
 
@@ -43,11 +43,17 @@ def main(debug: bool) -> None:  # noqa: ARG001 - read by the group
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the bundle.")
 @click.option("--method", help="Pruning method instead of the checkpoint's own; 'none' exports it unpruned.")
 @click.option("--preset", help="Named settings of the method.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter of the method, as JSON.")
-@click.option("--clip", type=click.Path(path_type=Path), help="CLIP checkpoint of the vision tower, for ivtp.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter of the method, as JSON."
+)
+@click.option(
+    "--clip", type=click.Path(path_type=Path), help="CLIP checkpoint of the vision tower, for ivtp."
+)
 @click.option("--dtype", default="float32", show_default=True, help="float32 or float16.")
 @click.option("--opset", default=23, show_default=True, help="ONNX opset, 20 to 23.")
-@click.option("--check-image", multiple=True, type=click.Path(path_type=Path), help="Picture to compare the graphs on.")
+@click.option(
+    "--check-image", multiple=True, type=click.Path(path_type=Path), help="Picture to compare the graphs on."
+)
 def export(
     checkpoint: Path,
     output: Path,
@@ -91,17 +97,23 @@ def export(
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; repeatable.")
+@click.option(
+    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; repeatable."
+)
 @click.option("--prompt", required=True, help="The question.")
 @click.option("--max-new-tokens", default=64, show_default=True, help="Most tokens to generate.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the most likely token.")
 @click.option("--top-k", default=0, show_default=True, help="Draw from the k most likely tokens; 0 = all.")
-@click.option("--top-p", default=1.0, show_default=True, help="Draw from the smallest set with this probability.")
+@click.option(
+    "--top-p", default=1.0, show_default=True, help="Draw from the smallest set with this probability."
+)
 @click.option("--seed", type=int, help="Seed of the draws.")
 @click.option("--stop", multiple=True, help="Text that ends the answer; repeatable.")
 @click.option("--stream", is_flag=True, help="Print the answer while it is generated.")
 @click.option("--overlay", type=click.Path(path_type=Path), help="Write a picture of the kept tokens.")
-@click.option("--json", "as_json", is_flag=True, help="Print text, token ids, kept tokens and timings as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print text, token ids, kept tokens and timings as JSON."
+)
 @click.option("--provider", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--threads", type=int, help="Threads of an operator.")
 def run(
@@ -150,8 +162,12 @@ def run(
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Compare with the checkpoint it came from.")
-@click.option("--clip", type=click.Path(path_type=Path), help="CLIP checkpoint of the vision tower, for ivtp.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="Compare with the checkpoint it came from."
+)
+@click.option(
+    "--clip", type=click.Path(path_type=Path), help="CLIP checkpoint of the vision tower, for ivtp."
+)
 def verify(bundle: Path, checkpoint: Path | None, clip: Path | None) -> None:
     """Check hashes and graphs of BUNDLE and, with its checkpoint, the parity again."""
     from edgeprune import verification
@@ -189,7 +205,8 @@ def doctor(as_json: bool) -> None:
         return
     console = _console()
     console.print(
-        f"edgeprune {found.edgeprune}, Python {found.python}, {found.machine}, {found.cpu_cores} cores", highlight=False
+        f"edgeprune {found.edgeprune}, Python {found.python}, {found.machine}, {found.cpu_cores} cores",
+        highlight=False,
     )
     console.print(f"ONNX Runtime providers: {', '.join(found.providers) or 'none'}", highlight=False)
     table = Table("module", "version", "needed for", "remedy")
@@ -216,10 +233,13 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _answer_lines(answer: "edgeprune.Answer") -> list[str]:
     lines = [
-        f"{site.name}, {site.place}: {site.kept} of {site.tokens_in} visual tokens kept" for site in answer.sites
+        f"{site.name}, {site.place}: {site.kept} of {site.tokens_in} visual tokens kept"
+        for site in answer.sites
     ]
     times = answer.timings_ms
-    prefill = sum(value for name, value in times.items() if name.startswith(("prefill.", "select.", "gather.")))
+    prefill = sum(
+        value for name, value in times.items() if name.startswith(("prefill.", "select.", "gather."))
+    )
     lines.append(
         f"{answer.prompt_tokens} prompt tokens; vision {times.get('vision', 0):.1f} ms, prefill {prefill:.1f} ms, "
         f"first token {times['time_to_first_token']:.1f} ms, decode {answer.decode_tokens_per_second:.0f} tokens/s"

@@ -307,7 +307,7 @@ def _blocks(
 
 
 def render_inspection(inspection: Inspection) -> RenderableType:
-    """The inspection as text and tables of up to 100 columns; ASCII only, legible without colours."""
+    """The inspection as tables of up to 100 columns, the gist first; legible without colours."""
     parts: list[RenderableType] = [_summary(inspection), Text(), _pruning(inspection)]
     if inspection.sites:
         parts += [Text(), _sites_table(inspection)]
@@ -322,9 +322,7 @@ def _summary(inspection: Inspection) -> Table:
     heads = f"{geometry.num_heads} heads of {geometry.head_dim}"
     if geometry.num_kv_heads != geometry.num_heads:
         heads += f" ({geometry.num_kv_heads} key/value)"
-    picture = f"{geometry.grid[0]} x {geometry.grid[1]} patches"
-    if geometry.tokens_per_image != geometry.num_patches:
-        picture += f", {geometry.tokens_per_image} tokens enter the decoder"
+    picture = f"{geometry.grid[0]} x {geometry.grid[1]} patches, {geometry.tokens_per_image} tokens enter the decoder"
     table = _table(show_header=False, title=f"Bundle {inspection.name}")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -377,16 +375,10 @@ def _sites_table(inspection: Inspection) -> Table:
 def _cost_table(inspection: Inspection) -> Table:
     prefill = inspection.prefill
     last = prefill.groups[-1].graph
-    table = _table(
-        "graph",
-        "layers",
-        "visual tokens in",
-        "unpruned",
-        "pruned",
-        "left",
-        right=("visual tokens in", "unpruned", "pruned", "left"),
-        title=f"FLOPs of one picture with {prefill.text_tokens} text tokens (prefill)",
-    )
+    pruned = "pruned, at most" if prefill.counts == BOUND else "pruned"
+    columns = ("visual tokens in", "unpruned", pruned, "left")
+    title = f"FLOPs of one picture with {prefill.text_tokens} text tokens (prefill)"
+    table = _table("graph", "layers", *columns, right=columns, title=title)
     bounded = False
     for group in prefill.groups:
         tokens = f"<= {group.visual_tokens}" if bounded else str(group.visual_tokens)
@@ -402,14 +394,13 @@ def _cost_table(inspection: Inspection) -> Table:
 
 def _cost_note(inspection: Inspection) -> str:
     prefill = inspection.prefill
-    average = f"{prefill.average_visual_tokens:.1f} visual tokens per decoder layer on average"
+    average = f"{prefill.average_visual_tokens:.1f} visual tokens in a decoder layer on average"
     if prefill.counts == BOUND:
         return (
-            f"Unpruned bound ({average}): how many tokens\nare kept depends on the input; "
-            "edgeprune calibrate gives real counts."
+            f"Unpruned bound, {average}: how many tokens\n"
+            "are kept depends on the input; calibration gives real counts (edgeprune calibrate)."
         )
-    source = "means of the calibration pictures, " if prefill.counts == CALIBRATED else ""
-    return f"{source}{average}.".capitalize() if source else f"{average}."
+    return f"{average}; kept tokens are calibration means." if prefill.counts == CALIBRATED else f"{average}."
 
 
 def _layers(group: GroupCost) -> str:
@@ -504,15 +495,17 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _flops(count: int) -> str:
-    return _scaled(count, 1000, ("", "k", "M", "G", "T", "P"))
+    return _scaled(count, ("", "k", "M", "G", "T", "P"))
 
 
 def _bytes(count: int) -> str:
-    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB"))
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
 
 
-def _scaled(count: int, step: int, units: Sequence[str]) -> str:
+def _scaled(count: int, units: Sequence[str]) -> str:
+    """Three digits and a decimal unit."""
     value, index = float(count), 0
-    while value >= step and index < len(units) - 1:
-        value, index = value / step, index + 1
-    return f"{value:.0f} {units[index]}".rstrip() if index == 0 else f"{value:.3g} {units[index]}"
+    while value >= 999.5 and index < len(units) - 1:
+        value, index = value / 1000, index + 1
+    digits = 0 if index == 0 or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {units[index]}".rstrip()

@@ -110,9 +110,13 @@ class GeometryEntry:
             value = getattr(self, size.name)
             lowest = 0 if size.name == "vision_layers" else 1
             if any(number < lowest for number in (value if isinstance(value, tuple) else (value,))):
-                raise BundleError(f"{MANIFEST_FILE}.geometry.{size.name} is {value}, expected at least {lowest}")
+                raise BundleError(
+                    f"{MANIFEST_FILE}.geometry.{size.name} is {value}, expected at least {lowest}"
+                )
         if len(self.grid) != 2:
-            raise BundleError(f"{MANIFEST_FILE}.geometry.grid is {list(self.grid)}, expected rows and columns")
+            raise BundleError(
+                f"{MANIFEST_FILE}.geometry.grid is {list(self.grid)}, expected rows and columns"
+            )
 
     @property
     def num_patches(self) -> int:
@@ -246,7 +250,9 @@ class Manifest:
             if name not in self.graphs:
                 raise BundleError(f"the manifest lacks the graph '{name}': export the checkpoint again")
         if len(self.sites) != len(self.segments) - 1:
-            raise BundleError("the manifest's sites do not lie between its segments: export the checkpoint again")
+            raise BundleError(
+                "the manifest's sites do not lie between its segments: export the checkpoint again"
+            )
 
     def files(self) -> list[FileEntry]:
         """Every file that the manifest names, each once."""

@@ -14,8 +14,15 @@ from edgeprune.prune.ivtp_guide import IvtpGuide
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.runtimes.guide import GuideInputs
 from edgeprune.runtimes.layout import SequenceLayout
-from edgeprune.stages import EmbedStage, GatherStage, GuideStage, SegmentStage, SelectStage, Stage, VisionStage
-
+from edgeprune.stages import (
+    EmbedStage,
+    GatherStage,
+    GuideStage,
+    SegmentStage,
+    SelectStage,
+    Stage,
+    VisionStage,
+)
 
 _Run = Callable[[Stage, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -177,7 +184,10 @@ class PrunedModel:
         for index, segment in enumerate(self.segments):
             outputs = run(segment, self._segment_inputs(segment, state, {}))
             for layer in segment.layers:
-                result.caches[layer] = (outputs[names.present_key(layer)], outputs[names.present_value(layer)])
+                result.caches[layer] = (
+                    outputs[names.present_key(layer)],
+                    outputs[names.present_value(layer)],
+                )
             if segment.is_last:
                 result.logits = outputs[names.LOGITS][0]
                 return result
@@ -301,11 +311,15 @@ class PrunedModel:
         segment: SegmentStage, state: Mapping[str, Tensor], caches: Mapping[int, tuple[Tensor, Tensor]]
     ) -> dict[str, Tensor]:
         config = segment.model.config.decoder
-        empty = torch.zeros(1, config.num_kv_heads, 0, config.head_dim, dtype=state[names.HIDDEN_STATES].dtype)
+        empty = torch.zeros(
+            1, config.num_kv_heads, 0, config.head_dim, dtype=state[names.HIDDEN_STATES].dtype
+        )
         past: dict[str, Tensor] = {}
         for layer in segment.layers:
             past[names.past_key(layer)], past[names.past_value(layer)] = caches.get(layer, (empty, empty))
-        return {spec.name: past[spec.name] if spec.name in past else state[spec.name] for spec in segment.inputs}
+        return {
+            spec.name: past[spec.name] if spec.name in past else state[spec.name] for spec in segment.inputs
+        }
 
     def _drop(
         self,

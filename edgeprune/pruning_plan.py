@@ -30,7 +30,9 @@ class PlannedSite:
     def selector(self, geometry: ModelGeometry, weights: Mapping[str, Tensor]) -> SiteSelector:
         """Build the site's module from the pruning weights of all methods ("atp.site0.proj.weight" …)."""
         prefix = f"{self.method.name}."
-        own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        own = {
+            name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)
+        }
         return self.method.selector(self.index, geometry, own)
 
 
@@ -66,7 +68,8 @@ class PruningPlan:
         ]
         found.sort(key=lambda entry: entry[0])
         return tuple(
-            PlannedSite(f"site{order}", method, index, site) for order, (_, method, index, site) in enumerate(found)
+            PlannedSite(f"site{order}", method, index, site)
+            for order, (_, method, index, site) in enumerate(found)
         )
 
     @property
@@ -109,7 +112,10 @@ class PruningPlan:
         }
 
     def _prunes_vision(self, method: PruningMethod) -> bool:
-        return method.vision_pruner(self.geometry) is not None or method.projector_slots(self.geometry) is not None
+        return (
+            method.vision_pruner(self.geometry) is not None
+            or method.projector_slots(self.geometry) is not None
+        )
 
     @staticmethod
     def _at_most_one(what: str, methods: Sequence[PruningMethod]) -> None:

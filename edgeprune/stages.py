@@ -73,7 +73,9 @@ class VisionStage(Stage):
         ]
         if visual_projection is not None:
             outputs.append(TensorSpec(names.CLASS_FEATURES, "model", ("images", width)))
-            outputs.append(TensorSpec(names.IMAGE_EMBEDS, "model", ("images", visual_projection.out_features)))
+            outputs.append(
+                TensorSpec(names.IMAGE_EMBEDS, "model", ("images", visual_projection.out_features))
+            )
         self.outputs = tuple(outputs)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -152,19 +154,25 @@ class GuideStage(Stage):
 class SegmentStage(Stage):
     """Consecutive decoder blocks with their KV cache; the last one ends in the logits of the last row."""
 
-    def __init__(self, model: LlavaModel, plan: PruningPlan, index: int, *, fused_rotary: bool = False) -> None:
+    def __init__(
+        self, model: LlavaModel, plan: PruningPlan, index: int, *, fused_rotary: bool = False
+    ) -> None:
         super().__init__()
         self.name = f"segment{index}"
         self.model = model
         self.fused_rotary = fused_rotary
         cuts = plan.segment_cuts
         self.start, self.end = cuts[index], cuts[index + 1]
-        self.layers = tuple(layer for layer, block in blocks_between(self.start, self.end) if block == "attention")
+        self.layers = tuple(
+            layer for layer, block in blocks_between(self.start, self.end) if block == "attention"
+        )
         self.is_last = index == len(cuts) - 2
         reads = {name for planned in plan.sites for name in planned.site.reads}
         self.query_layers = tuple(layer for layer in self.layers if names.query(layer) in reads)
         probe = plan.probe
-        self.probe_layers = tuple(layer for layer in self.layers if probe is not None and layer in probe.layers)
+        self.probe_layers = tuple(
+            layer for layer in self.layers if probe is not None and layer in probe.layers
+        )
         self.inputs = self._input_specs()
         self.outputs = self._output_specs()
 
@@ -197,10 +205,8 @@ class SegmentStage(Stage):
         for layer in self.layers:
             specs.append(TensorSpec(names.present_key(layer), "model", cache))
             specs.append(TensorSpec(names.present_value(layer), "model", cache))
-        for layer in self.query_layers:
-            specs.append(
-                TensorSpec(names.query(layer), "model", (1, config.num_heads, "sequence", config.head_dim))
-            )
+        query = (1, config.num_heads, "sequence", config.head_dim)
+        specs.extend(TensorSpec(names.query(layer), "model", query) for layer in self.query_layers)
         for layer in self.probe_layers:
             probe = (1, config.num_heads, "probe_rows", config.head_dim)
             specs.append(TensorSpec(names.probe_query(layer), "model", probe))
@@ -223,7 +229,9 @@ class SegmentStage(Stage):
             probe = Probe(
                 inputs[names.PROBE_WEIGHTS],
                 inputs[names.PROBE_OFFSET],
-                rotary_angles(config, inputs[names.PROBE_POSITION_IDS], hidden.dtype, fused=self.fused_rotary),
+                rotary_angles(
+                    config, inputs[names.PROBE_POSITION_IDS], hidden.dtype, fused=self.fused_rotary
+                ),
             )
         ran = run_blocks(
             self.model.language_model,
@@ -313,10 +321,15 @@ class GatherStage(Stage):
             (TensorSpec(names.VISUAL_SLOTS, "int64", ("sequence",)), 0),
             *([(TensorSpec(names.PROBE_WEIGHTS, "float32", ("probe_rows", "sequence")), 1)] if probe else []),
         )
-        self.inputs = (TensorSpec(names.KEEP_INDICES, "int64", ("kept",)), *(spec for spec, _ in self.carried))
+        self.inputs = (
+            TensorSpec(names.KEEP_INDICES, "int64", ("kept",)),
+            *(spec for spec, _ in self.carried),
+        )
         self.outputs = tuple(
             TensorSpec(
-                names.out(spec.name), spec.dtype, tuple("kept" if dim == "sequence" else dim for dim in spec.shape)
+                names.out(spec.name),
+                spec.dtype,
+                tuple("kept" if dim == "sequence" else dim for dim in spec.shape),
             )
             for spec, _ in self.carried
         )

@@ -47,7 +47,9 @@ def verify(
         try:
             onnx.checker.check_model(str(opened.file(graph.file)), full_check=True)
         except onnx.checker.ValidationError as error:
-            raise BundleError(f"the graph '{name}' is not valid ONNX ({error}): export the checkpoint again") from error
+            raise BundleError(
+                f"the graph '{name}' is not valid ONNX ({error}): export the checkpoint again"
+            ) from error
     # Opening a session opens every graph.
     open_session(bundle).close()
     parity: dict[str, ParityEntry] = {}

@@ -1,6 +1,5 @@
 """Checkpoint → bundle: every stage traced, written, checked and compared with the torch reference."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,13 +14,13 @@ import edgeprune
 from edgeprune.bundle import Bundle, file_entry, sha256_of, writing
 from edgeprune.checkpoint import PRUNING_FILE, PRUNING_WEIGHTS_FILE, load_checkpoint, read_config
 from edgeprune.checkpoint_weights import weight_files
-from edgeprune.errors import CheckpointError, ParityError, PromptError, PruningError
+from edgeprune.errors import CheckpointError, ParityError, PromptError
 from edgeprune.export.check_pictures import check_pictures
 from edgeprune.export.external_data import WeightStore
 from edgeprune.export.parity import Prompt, StageCase, check_graph, record_cases
 from edgeprune.export.passes import fold_transposed_weights
 from edgeprune.export.preprocessing import image_preprocessing_from_checkpoint
-from edgeprune.export.prompt import prompt_format_from_checkpoint
+from edgeprune.export.prompt import prompt_format_from_checkpoint, tokenizer_json_from_checkpoint
 from edgeprune.export.trace import trace_stage
 from edgeprune.manifest import (
     MANIFEST_FILE,
@@ -111,7 +110,8 @@ def export(
         folder, methods=methods, clip=clip, dtype=DTYPES[dtype], fused_rotary=opset >= FUSED_OPSET
     )
     with writing(output) as partial:
-        tokenizer = _copy(folder / TOKENIZER_FILE, partial / TOKENIZER_FILE)
+        tokenizer = partial / TOKENIZER_FILE
+        tokenizer.write_text(tokenizer_json_from_checkpoint(folder), encoding="utf-8")
         probe = _probe_entry(model, clip, partial)
         prompts = check_prompts(model, preprocessing, prompt_format, partial, probe, images)
         cases = record_cases(model, prompts)
@@ -123,7 +123,8 @@ def export(
             opset=opset,
             geometry=_geometry(model),
             pruning=tuple(
-                MethodEntry(entry["method"], entry["parameters"]) for entry in methods_to_json(model.plan.methods)
+                MethodEntry(entry["method"], entry["parameters"])
+                for entry in methods_to_json(model.plan.methods)
             ),
             segments=tuple(_segment_entry(segment) for segment in model.segments),
             sites=_site_entries(model),
@@ -167,7 +168,9 @@ def check_prompts(
                 f"a prompt with {count or 'no'} picture{'s' * (count != 1)}, {encoded.token_ids.shape[0]} tokens",
                 encoded.token_ids,
                 preprocessing(pictures[:count]) if count else None,
-                guide.encode(encoded.tail_text, encoded.tail_offsets) if guide is not None and count else None,
+                guide.encode(encoded.tail_text, encoded.tail_offsets)
+                if guide is not None and count
+                else None,
             )
         )
     return prompts
@@ -215,7 +218,9 @@ def _check_model(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ParityError(f"{path.name} is not valid ONNX ({error}): please report it with config.json") from error
+        raise ParityError(
+            f"{path.name} is not valid ONNX ({error}): please report it with config.json"
+        ) from error
 
 
 def _summary(parity: ParityEntry) -> str:
@@ -280,15 +285,10 @@ def _probe_entry(model: PrunedModel, clip: str | Path | None, folder: Path) -> P
         return None
     if not probe.guided or model.clip is None or clip is None:
         return ProbeEntry(guided=False, guide_tokenizer=None, guide_context_length=0)
-    source = Path(clip) / TOKENIZER_FILE
-    if not source.is_file():
-        raise PruningError(
-            f"{source} does not exist: save the CLIP tokenizer there with transformers' "
-            "AutoTokenizer.from_pretrained(…, use_fast=True).save_pretrained"
-        )
-    copied = _copy(source, folder / GUIDE_TOKENIZER_FILE)
+    tokenizer = folder / GUIDE_TOKENIZER_FILE
+    tokenizer.write_text(tokenizer_json_from_checkpoint(Path(clip)), encoding="utf-8")
     length = model.clip.guide.text_tower.config.context_length
-    return ProbeEntry(guided=True, guide_tokenizer=file_entry(folder, copied), guide_context_length=length)
+    return ProbeEntry(guided=True, guide_tokenizer=file_entry(folder, tokenizer), guide_context_length=length)
 
 
 def checkpoint_hash(folder: Path) -> str:
@@ -296,10 +296,3 @@ def checkpoint_hash(folder: Path) -> str:
     optional = [folder / PRUNING_FILE, folder / PRUNING_WEIGHTS_FILE]
     files = [folder / "config.json", *weight_files(folder), *(path for path in optional if path.is_file())]
     return sha256_of(*files)
-
-
-def _copy(source: Path, target: Path) -> Path:
-    shutil.copyfile(source, target)
-    return target
-
-

@@ -47,7 +47,9 @@ class StageCase:
     outputs: dict[str, Tensor]
 
 
-def record_cases(model: PrunedModel, prompts: Sequence[Prompt], decode_steps: int = 2) -> dict[str, list[StageCase]]:
+def record_cases(
+    model: PrunedModel, prompts: Sequence[Prompt], decode_steps: int = 2
+) -> dict[str, list[StageCase]]:
     """Run the torch reference and keep what went into and came out of every stage, by the stage's name.
 
     Each prompt gives a prefill, the first one also some decode steps, so that every graph is seen at several lengths,

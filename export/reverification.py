@@ -13,7 +13,9 @@ from edgeprune.runtimes.preprocessing import ImagePreprocessing
 from edgeprune.runtimes.prompt import PromptFormat
 
 
-def compare_with_checkpoint(bundle: Bundle, checkpoint: Path, clip: str | Path | None) -> dict[str, ParityEntry]:
+def compare_with_checkpoint(
+    bundle: Bundle, checkpoint: Path, clip: str | Path | None
+) -> dict[str, ParityEntry]:
     """Compare every graph with the torch reference of the checkpoint.
 
     Raises:

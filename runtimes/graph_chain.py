@@ -242,13 +242,12 @@ class GraphChain:
             gathered = self.graphs["gather"].run(
                 {name: kept if name == names.KEEP_INDICES else state[name] for name in carried}, {}
             )
-            state.update(
-                {name: gathered[names.out(name)] for name in carried if name != names.KEEP_INDICES}
-            )
+            state.update({name: gathered[names.out(name)] for name in carried if name != names.KEEP_INDICES})
         after = layout.keep(num_rows)
         drops.append(_Drop(layout.num_visual, after.num_visual, state[names.VISUAL_SLOTS]))
         return after
 
     def _logits(self, outputs: Mapping[str, DeviceTensor], watch: Stopwatch) -> NDArray[Any]:
         with watch.time("logits_to_host"):
-            return self.backend.download(outputs[names.LOGITS])[0]
+            logits: NDArray[Any] = self.backend.download(outputs[names.LOGITS])[0]
+            return logits

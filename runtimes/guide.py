@@ -42,14 +42,16 @@ class GuideEncoder:
         """
         try:
             self.tokenizer = Tokenizer.from_file(str(tokenizer_json))
-        except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
+        except Exception as error:
             raise BundleError(f"{tokenizer_json} is not a tokenizer ({error}): copy it again") from error
         # A file may carry the settings of its training.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         start, end = self.tokenizer.token_to_id(START_TOKEN), self.tokenizer.token_to_id(END_TOKEN)
         if start is None or end is None:
-            raise BundleError(f"{tokenizer_json} has no {START_TOKEN} and {END_TOKEN}: it is not CLIP's tokenizer")
+            raise BundleError(
+                f"{tokenizer_json} has no {START_TOKEN} and {END_TOKEN}: it is not CLIP's tokenizer"
+            )
         self.start, self.end = int(start), int(end)
         self.context_length = context_length
 

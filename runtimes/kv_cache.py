@@ -83,4 +83,3 @@ class SegmentCache:
             tensors[key_name(layer)] = buffer.view(shape, 2 * index * stride)
             tensors[value_name(layer)] = buffer.view(shape, (2 * index + 1) * stride)
         return tensors
-

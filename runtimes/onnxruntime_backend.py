@@ -57,7 +57,7 @@ class OnnxRuntimeBackend:
             providers.append(PROVIDERS["cpu"])
         try:
             session = self._ort.InferenceSession(os.fspath(path), options, providers=providers)
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base
+        except Exception as error:
             raise BackendError(f"ONNX Runtime cannot open {path.name} ({_first_line(error)})") from error
         if session.get_providers()[0] != PROVIDERS[self.device]:
             raise BackendError(
@@ -71,7 +71,9 @@ class OnnxRuntimeBackend:
         if self.device == "cpu":
             array = np.empty(max(1, prod(shape)), dtype)
             return DeviceTensor(array.ctypes.data, shape, dtype, array)
-        value = self._ort.OrtValue.ortvalue_from_shape_and_type([max(1, prod(shape))], dtype.type, self.device, 0)
+        value = self._ort.OrtValue.ortvalue_from_shape_and_type(
+            [max(1, prod(shape))], dtype.type, self.device, 0
+        )
         return DeviceTensor(value.data_ptr(), shape, dtype, value)
 
     def upload(self, array: NDArray[Any]) -> DeviceTensor:
@@ -122,7 +124,7 @@ class _OnnxRuntimeGraph:
                 binding.bind_output(name, device, 0, bound.dtype.type, bound.shape, bound.address)
         try:
             self._session.run_with_iobinding(binding)
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base
+        except Exception as error:
             raise BackendError(f"ONNX Runtime failed in {self._name} ({_first_line(error)})") from error
         produced: dict[str, DeviceTensor] = {}
         for name, value in zip(self._outputs, binding.get_outputs(), strict=True):
@@ -136,7 +138,7 @@ class _OnnxRuntimeGraph:
 
 
 def _numpy_dtype(ort_type: str) -> np.dtype[Any]:
-    """ "tensor(float16)" → float16."""
+    """The dtype of ONNX Runtime's type name, such as "tensor(float16)"."""
     name = ort_type.removeprefix("tensor(").removesuffix(")")
     return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
 

@@ -127,7 +127,9 @@ class Session:
         with watch.time("total"):
             with watch.time("time_to_first_token"):
                 with watch.time("preprocess"):
-                    pixel_values = self.preprocessing([read_picture(image) for image in images]) if images else None
+                    pixel_values = (
+                        self.preprocessing([read_picture(image) for image in images]) if images else None
+                    )
                 with watch.time("tokenize"):
                     encoded, guide = self._encode(prompt, len(images), options.max_new_tokens)
                 logits, sequence = chain.prefill(

@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from tiny_manifest import write_files
 from edgeprune import bundle as bundle_module
 from edgeprune.bundle import Bundle, sha256_of, writing
 from edgeprune.errors import BundleError
-from edgeprune.manifest import MANIFEST_FILE
 
 
 def dead_pid() -> int:
@@ -79,24 +77,16 @@ def test_small_file_is_checked_by_hash(tmp_path):
 
 def test_large_file_is_checked_by_size_and_hashed_on_demand(tmp_path, monkeypatch):
     write_files(tmp_path)
-    file = tmp_path / "shared.data"
+    file = tmp_path / "guide_tokenizer.json"  # the largest of the small files
     monkeypatch.setattr(bundle_module, "HASHED_AT_OPEN_BYTES", file.stat().st_size - 1)
     content = file.read_bytes()
     file.write_bytes(b"X" + content[1:])
-    # The smaller files are still hashed.
-    (tmp_path / "a").write_bytes(b"")
-    for name in ("tokenizer.json", "guide_tokenizer.json", *(f"{g}.onnx" for g in graph_names(tmp_path))):
-        assert (tmp_path / name).stat().st_size >= file.stat().st_size
     Bundle.open(tmp_path)
-    with pytest.raises(BundleError, match=r"shared.data is not the file"):
+    with pytest.raises(BundleError, match=r"guide_tokenizer.json is not the file"):
         Bundle.open(tmp_path, check_all=True)
     file.write_bytes(content[:-1])
-    with pytest.raises(BundleError, match=r"shared.data is not the file"):
+    with pytest.raises(BundleError, match=r"guide_tokenizer.json is not the file"):
         Bundle.open(tmp_path)
-
-
-def graph_names(folder: Path) -> list[str]:
-    return list(json.loads((folder / MANIFEST_FILE).read_text())["graphs"])
 
 
 def test_written_bundle_is_in_place_only_when_it_is_whole(tmp_path):
@@ -190,8 +180,8 @@ def test_foreign_file_is_untouched(tmp_path):
 
 
 def test_name_that_the_file_system_refuses(tmp_path):
-    refuse(tmp_path / ("b" * 300), "cannot write .*name too long")
-    refuse(tmp_path / ("b" * 250), "cannot write .*name too long")
+    refuse(tmp_path / ("b" * 300), r"cannot write .*name too long")
+    refuse(tmp_path / ("b" * 250), r"cannot write .*name too long")
     assert not list(tmp_path.iterdir())
 
 

@@ -7,7 +7,7 @@ Printed numbers that no schedule and text length give, and what is asserted inst
   2.0 T of FastV is not asserted: it differs from the 2.1 T of ATP by more than the schedules do.
 * ATP-LLaVA Table 6, 302.4 MB: 0.525 MB per token, rounded from 0.524288. Asserted to 0.2 %.
 * IVTP Table 9, 0.361 T of the vision tower: 23 layers give 0.365 (asserted to 1.5 %), 24 give 0.381. The
-  pruned 0.202 and 0.190 come out only if tokens count as dropped before the layers whose attention drops them.
+  pruned 0.202 and 0.190 come out only if tokens count as dropped before the layers whose attention does it.
   The 0.080 T of the text tower would take 432 tokens, though its limit is 77. Sums use these four as printed.
 * IVTP Table 3, 22.9 T and 15.5 T at 1024 text tokens: 22.846 and 15.4497 round down. Asserted to 0.5 %.
 * IVTP Table 2, unpruned 29.4 T and TopK's 15.4 T of the 13B model: 29.30 and 15.27 come out; not asserted.
@@ -403,7 +403,7 @@ SPARSEVLM_TABLES = {192: [300, 200, 110], 128: [303, 110, 36], 64: [66, 30, 17]}
 
 
 def sparsevlm_counts(table):
-    """Kept tokens and the clusters that dropped ones are merged into: int(int(0.3·n + 1) / 10) + 1 of n dropped."""
+    """Kept tokens, and the clusters into which three tenths of the dropped ones are merged, ten by ten."""
     counts, tokens = [], 576
     for keep in table:
         recycled = int(0.3 * (tokens - keep)) + 1
@@ -416,7 +416,7 @@ def sparsevlm_counts(table):
     ("average", "counter", "processed"), [(192, 192.0, 206.5), (128, 128.6, 145.4), (64, 64.8, 82.2)]
 )
 def test_sparsevlm_average_tokens(average, counter, processed):
-    """Its counter reads a layer's tokens after that layer has dropped some; the layer itself processes more."""
+    """Its counter reads a layer's tokens after that layer has dropped some; the layer processes more."""
     counts = sparsevlm_counts(SPARSEVLM_TABLES[average])
     assert int(mean_tokens([2, 6, 15], counts)) == average
     assert mean_tokens([2, 6, 15], counts) == pytest.approx(counter, abs=0.06)

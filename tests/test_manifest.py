@@ -76,7 +76,7 @@ def test_version_that_only_equals_one(manifest, tmp_path, version):
     refuse(tmp_path / MANIFEST_FILE, data, "format_version is")
 
 
-@pytest.mark.parametrize("data", [[], "text", 3, None, {}])
+@pytest.mark.parametrize("data", [[], 3, None, {}, {"format": 1}])
 def test_other_json(tmp_path, data):
     refuse(tmp_path / MANIFEST_FILE, data, "format_version None")
 

@@ -1,0 +1,1 @@
+"""Model families, one file each, named as Hugging Face's ``model_type``; the torch reference."""

@@ -4,6 +4,7 @@ A decoder layer is two blocks, ``attention`` (norm, self-attention, residual) an
 A pruning site lies before a layer's attention or between its attention and its MLP; :class:`Cut` names such a place.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,9 @@ class LlamaConfig:
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         rope_type = str(rope.get("rope_type", rope.get("type", "default")))
         if rope_type not in ("default", "linear"):
-            raise CheckpointError(f"text_config: rope_type '{rope_type}' is not supported (default, linear are)")
+            raise CheckpointError(
+                f"text_config: rope_type '{rope_type}' is not supported (default, linear are)"
+            )
         theta = rope.get("rope_theta", config.get("rope_theta"))
         return cls(
             hidden_size=hidden_size,
@@ -401,7 +404,7 @@ def check_cuts(cuts: Sequence[Cut], num_layers: int) -> None:
                 f"a site {cut.description} is out of range: this decoder has {num_layers} layers, "
                 f"sites may lie before layer 1 … {num_layers - 1} or before the MLP of layer 0 … {num_layers - 1}"
             )
-    for earlier, later in zip(cuts, cuts[1:], strict=False):
+    for earlier, later in itertools.pairwise(cuts):
         if not earlier < later:
             raise PruningError(
                 f"sites out of order: {later.description} follows {earlier.description}; "

@@ -44,7 +44,9 @@ class LlavaConfig:
         """
         text, vision_section = config.get("text_config"), config.get("vision_config")
         if not isinstance(text, Mapping) or not isinstance(vision_section, Mapping):
-            raise CheckpointError("config.json lacks 'text_config' or 'vision_config': is this a LLaVA checkpoint?")
+            raise CheckpointError(
+                "config.json lacks 'text_config' or 'vision_config': is this a LLaVA checkpoint?"
+            )
         require_choice(text, "model_type", ("llama",), "llama")
         require_choice(config, "projector_hidden_act", ("gelu",), "gelu")
         # "full" would feed the class token to the decoder as one more visual token without a grid position.
@@ -53,7 +55,9 @@ class LlavaConfig:
         layer = read_field(config, "vision_feature_layer", int, -2)
         num_states = vision.tower.num_layers + 1
         if not -num_states <= layer < num_states:
-            raise CheckpointError(f"config.json: 'vision_feature_layer' is {layer}, the tower has {num_states} states")
+            raise CheckpointError(
+                f"config.json: 'vision_feature_layer' is {layer}, the tower has {num_states} states"
+            )
         image_token = config.get("image_token_index", config.get("image_token_id"))
         if not isinstance(image_token, int):
             raise CheckpointError("config.json lacks 'image_token_index': is this a LLaVA checkpoint?")

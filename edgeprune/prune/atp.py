@@ -71,7 +71,9 @@ class Atp(PruningMethod):
         if not self.layers:
             raise PruningError("atp: 'layers' is empty: name at least one decoder layer")
         if not self.strides or any(stride < 1 for stride in self.strides):
-            raise PruningError(f"atp: 'strides' is {list(self.strides)}: give at least one stride of 1 or more")
+            raise PruningError(
+                f"atp: 'strides' is {list(self.strides)}: give at least one stride of 1 or more"
+            )
         if self.hidden_width < 1 or not 0 < self.sample_scale < math.inf:
             raise PruningError("atp: 'hidden_width' must be at least 1 and 'sample_scale' positive")
         for option in ("self_norm", "cross_norm"):
@@ -117,7 +119,11 @@ class Atp(PruningMethod):
         selector = AtpSelector(self, self.layers[site], geometry)
         prefix = f"site{site}."
         selector.heads.load_state_dict(
-            {name.removeprefix(prefix): tensor.float() for name, tensor in weights.items() if name.startswith(prefix)}
+            {
+                name.removeprefix(prefix): tensor.float()
+                for name, tensor in weights.items()
+                if name.startswith(prefix)
+            }
         )
         return selector
 

@@ -21,13 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
-from edgeprune.models.llama import (
-    AttentionFunction,
-    AttentionOutput,
-    causal_mask,
-    fused_attention,
-    rotary_angles,
-)
+from edgeprune.models.llama import AttentionFunction, AttentionOutput, causal_mask, fused_attention
+from edgeprune.models.llama import rotary_angles
 from edgeprune.models.llava import LlavaModel
 from edgeprune.prune.atp import Atp, ThresholdHeads, spatial_scores
 
@@ -48,8 +43,8 @@ class AtpTraining:
         temperature_end: T in the last step; in between it changes geometrically.
         straight_through: Whether the forward pass uses masks of 0 and 1 and only the gradient is that of the
             soft ones: where a half-open mask shows the decoder too much of what inference drops.
-        drop_below: Tokens whose mask is below it leave the computation, as far as all pictures of a batch can spare
-            equally many. 0, the paper's form, computes them all; 1e-6 is faster and the same in float32.
+        drop_below: Tokens whose mask is below it are not computed, equally many of each picture. 0, the paper's
+            form, computes them all; 1e-6 is faster and the same in float32.
         lambda_atp: Weight of the tokens that each site leaves (Eq. 12).
         lambda_target: Weight of the distance to ``target_tokens`` (Eq. 13).
         target_tokens: N_target, visual tokens in the mean over all layers.
@@ -73,12 +68,8 @@ class AtpTraining:
 
     def __post_init__(self) -> None:
         for names, low, high, allowed in (
-            (
-                ("temperature_start", "temperature_end", "target_tokens", "learning_rate"),
-                0,
-                math.inf,
-                "above 0",
-            ),
+            (("temperature_start", "temperature_end"), 0, math.inf, "above 0"),
+            (("target_tokens", "learning_rate"), 0, math.inf, "above 0"),
             (("lambda_atp", "lambda_target"), -1e-300, math.inf, "0 or more"),
             (("warmup", "drop_below"), -1e-300, 1, "from 0 to below 1"),
             (("theta_r", "theta_s"), 0, 1, "between 0 and 1"),
@@ -207,9 +198,8 @@ class SoftPrunedDecoder(nn.Module):
         slots = position_ids[:, : self.num_patches]
         rows = picture_start.unsqueeze(1) + slots
         is_text = (position_ids > rows[:, -1:]) & (position_ids < prompt_length.unsqueeze(1))
-        state = _State(
-            inputs_embeds, position_ids, is_text, torch.ones_like(is_text, dtype=torch.float32), slots, rows
-        )
+        gate = torch.ones_like(is_text, dtype=torch.float32)
+        state = _State(inputs_embeds, position_ids, is_text, gate, slots, rows)
         attend: AttentionFunction = fused_attention
         attention: AttentionOutput | None = None
         sites, count = list[SoftSite](), state.alive.sum(dim=1)
@@ -227,9 +217,8 @@ class SoftPrunedDecoder(nn.Module):
             visible = causal_mask(state.hidden.shape[1], 0, state.hidden.device)
             attention = layer.attention(state.hidden, angles, visible, attend=attend)
             state = state._replace(hidden=layer.feed_forward(attention.hidden))
-        hidden = torch.zeros_like(inputs_embeds).scatter(
-            1, _wide(state.position_ids, state.hidden), state.hidden
-        )
+        index = state.position_ids.unsqueeze(2).expand_as(state.hidden)
+        hidden = torch.zeros_like(inputs_embeds).scatter(1, index, state.hidden)
         return SoftPrefill(model.head(hidden), tuple(sites), torch.stack(counts, dim=1))
 
     def _site(self, index: int, attention: AttentionOutput, state: "_State", temperature: float) -> SoftSite:
@@ -309,25 +298,16 @@ class _State(NamedTuple):
         stays = torch.ones_like(self.is_text).scatter(1, self.rows, False)
         stays = stays.scatter(1, self.rows.gather(1, kept), True)
         order = stays.nonzero()[:, 1].view(stays.shape[0], -1)
-        return _State(
-            self.hidden.gather(1, _wide(order, self.hidden)),
-            self.position_ids.gather(1, order),
-            self.is_text.gather(1, order),
-            self.gate.gather(1, order),
-            self.slots.gather(1, kept),
-            self.rows[:, :num_kept],
-        )
+        hidden, position_ids, is_text, gate = (_take(x, order) for x in self[:4])
+        return _State(hidden, position_ids, is_text, gate, _take(self.slots, kept), self.rows[:, :num_kept])
 
 
 def _self_score(attention: AttentionOutput, state: _State) -> Tensor:
     """S_self [B, K] (Eq. 3): the mean over queries commutes with the product, as in inference."""
-
-    def visual(x: Tensor) -> Tensor:
-        return x.gather(2, state.rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-
     weights = state.alive / state.alive.sum(dim=1, keepdim=True).clamp(min=SOFTMAX_EPS)
-    mean_query = torch.einsum("bn,bhnd->bhd", weights, visual(attention.query)).unsqueeze(2)
-    return _attention_logits(mean_query, visual(attention.key)).mean(dim=1).squeeze(1)
+    visual_query = _take(attention.query.transpose(1, 2), state.rows)
+    mean_query = torch.einsum("bk,bkhd->bhd", weights, visual_query).unsqueeze(2)
+    return _attention_logits(mean_query, attention.key).mean(dim=1).squeeze(1).gather(1, state.rows)
 
 
 def _cross_score(attention: AttentionOutput, state: _State) -> Tensor:
@@ -348,6 +328,6 @@ def _attention_logits(query: Tensor, key: Tensor) -> Tensor:
     return (grouped @ key.float().transpose(2, 3)).view(batch, heads, rows, -1) / math.sqrt(width)
 
 
-def _wide(index: Tensor, like: Tensor) -> Tensor:
-    """[B, N] → [B, N, C]."""
-    return index.unsqueeze(-1).expand(-1, -1, like.shape[2])
+def _take(x: Tensor, order: Tensor) -> Tensor:
+    """[B, N, …] at [B, K] → [B, K, …]."""
+    return x[torch.arange(x.shape[0], device=x.device).unsqueeze(1), order]

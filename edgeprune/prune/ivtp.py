@@ -78,14 +78,18 @@ class Ivtp(PruningMethod):
                 f"ivtp: 'text_selection' is '{self.text_selection}', allowed: {', '.join(TEXT_SELECTIONS)}"
             )
         if not math.isfinite(self.relevance_threshold):
-            raise PruningError(f"ivtp: 'relevance_threshold' is {self.relevance_threshold}, expected a cosine")
+            raise PruningError(
+                f"ivtp: 'relevance_threshold' is {self.relevance_threshold}, expected a cosine"
+            )
 
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse a tower without a class token, more tokens than there are, or more layers than there are."""
         if not geometry.has_class_token:
             raise PruningError("ivtp: this vision tower has no class token; use atp")
         if geometry.vision_layers < 1:
-            raise PruningError("ivtp: no layer of the vision tower runs before the features are taken; use atp")
+            raise PruningError(
+                "ivtp: no layer of the vision tower runs before the features are taken; use atp"
+            )
         if self.tokens_after_vision > geometry.num_patches:
             raise PruningError(
                 f"ivtp: 'tokens_after_vision' is {self.tokens_after_vision}, but a picture has "
@@ -143,9 +147,7 @@ class Ivtp(PruningMethod):
 
 def layer_groups(num_layers: int, group_size: int) -> list[range]:
     """Consecutive groups of layers; the last may be shorter."""
-    return [
-        range(start, min(start + group_size, num_layers)) for start in range(0, num_layers, group_size)
-    ]
+    return [range(start, min(start + group_size, num_layers)) for start in range(0, num_layers, group_size)]
 
 
 def equal_steps(start: int, end: int, steps: int) -> list[int]:
@@ -191,7 +193,12 @@ class IvtpVisionPruner(nn.Module):
 
 
 def roll_out_class_row(
-    class_query: Tensor, class_index: Tensor, queries: Sequence[Tensor], keys: Sequence[Tensor], *, causal: bool
+    class_query: Tensor,
+    class_index: Tensor,
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    *,
+    causal: bool,
 ) -> Tensor:
     """The class token's row of a group's rolled-out attention (Eq. 3), propagated from the top layer down.
 
@@ -214,7 +221,9 @@ def roll_out_class_row(
         # The top layer's (A + I)/2, of the class token's row alone.
         row = (row + (rows == class_index).float()) / 2
     for layer in range(len(queries) - 1, -1, -1):
-        below = attention_score(queries[layer], keys[layer], rows, row.unsqueeze(1), scale=scale, causal=causal)[:, 0]
+        below = attention_score(
+            queries[layer], keys[layer], rows, row.unsqueeze(1), scale=scale, causal=causal
+        )[:, 0]
         # The lowest layer of a group adds no identity.
         row = below if layer == 0 else (below + row) / 2
     return row

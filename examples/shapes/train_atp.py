@@ -11,7 +11,6 @@ import math
 import random
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from edgeprune.models.llava import LlavaModel
 from edgeprune.prune.atp import Atp
 from edgeprune.prune.atp_soft import AtpTraining, SoftPrefill, SoftPrunedDecoder, atp_loss
 from edgeprune.pruned_model import PrunedModel
+from edgeprune.pruning_plan import PruningPlan
 
 VALIDATION_SEED = 77
 
@@ -155,11 +155,13 @@ class Measured:
     """Hard pruning of many questions.
 
     Attributes:
+        examples: The questions.
         right: Whether each was answered rightly.
         kept: Visual tokens that each site leaves, [questions, sites].
         mean_tokens: Visual tokens in the mean over all layers, [questions].
     """
 
+    examples: list[Example]
     right: np.ndarray
     kept: np.ndarray
     mean_tokens: np.ndarray
@@ -174,13 +176,13 @@ def measure(model: LlavaModel, soft: SoftPrunedDecoder, questions: Questions, si
         right += batch.right(out.logits)
         kept.append(torch.stack([site.mask.sum(1) for site in out.sites], dim=1))
         counts.append(out.counts.mean(1))
-    return Measured(np.array(right), torch.cat(kept).numpy(), torch.cat(counts).numpy())
+    return Measured(questions.examples, np.array(right), torch.cat(kept).numpy(), torch.cat(counts).numpy())
 
 
 def measure_one_by_one(pruned: PrunedModel, folder: Path, count: int, seed: int) -> Measured:
     """The reference itself, with greedy generation: dropped tokens are gone."""
     asker = Asker(pruned.model, folder)
-    right, kept, mean_tokens = [], [], []
+    examples, right, kept, mean_tokens = [], [], [], []
     layers = [0, *(planned.site.cut.layer for planned in pruned.plan.sites), pruned.plan.geometry.num_layers]
     for image, question, scene in held_out_questions(count, seed):
         example = asker.example(scene, question)
@@ -188,11 +190,12 @@ def measure_one_by_one(pruned: PrunedModel, folder: Path, count: int, seed: int)
         told, sites = pruned.generate(
             np.array(example.prompt, dtype=np.int64), pixels, max_new_tokens=8, eos_token_ids=(asker.eos,)
         )
+        examples.append(example)
         right.append([*told, asker.eos] == example.answer)
         kept.append([site.kept for site in sites])
         running = [asker.num_patches, *kept[-1]]
         mean_tokens.append(float(np.dot(np.diff(layers), running)) / layers[-1])
-    return Measured(np.array(right), np.array(kept), np.array(mean_tokens))
+    return Measured(examples, np.array(right), np.array(kept), np.array(mean_tokens))
 
 
 def train(
@@ -229,7 +232,9 @@ def train(
         optimizer.step()
         hits += batch.right(out.logits)
         if step % 20 == 19 or step == steps - 1:
-            thetas = " ".join(f"{s.theta_r.mean().item():.3f}/{s.theta_s.mean().item():.3f}" for s in out.sites)
+            thetas = " ".join(
+                f"{s.theta_r.mean().item():.3f}/{s.theta_s.mean().item():.3f}" for s in out.sites
+            )
             left = " ".join(f"{site.mask.sum(1).mean().item():.1f}" for site in out.sites)
             say(
                 f"step {step + 1:4d} {time.monotonic() - started:5.0f}s T {temperature:7.1f} "
@@ -251,10 +256,10 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def report(unpruned: Measured, pruned: Measured, questions: Questions) -> None:
+def report(unpruned: Measured, pruned: Measured) -> None:
     """Accuracy by kind, tokens by site, and how the tokens follow the picture."""
-    kinds = np.array([example.kind for example in questions.examples])
-    objects = np.array([example.num_objects for example in questions.examples])
+    kinds = np.array([example.kind for example in pruned.examples])
+    objects = np.array([example.num_objects for example in pruned.examples])
     say(f"{'kind':14s} unpruned   pruned")
     for kind in KINDS:
         chosen = kinds == kind
@@ -271,7 +276,8 @@ def report(unpruned: Measured, pruned: Measured, questions: Questions) -> None:
             f"{name:22s} mean {counts.mean():6.2f}  p5 {low:5.1f}  p95 {high:5.1f}  "
             f"correlation with the number of objects {correlation:+.2f}"
         )
-    say(f"share of the visual tokens kept: {pruned.mean_tokens.mean() / questions.features.shape[1]:.2%}")
+    share = pruned.mean_tokens.mean() / unpruned.mean_tokens.mean()
+    say(f"share of the visual tokens kept: {share:.2%}")
 
 
 def write(folder: Path, soft: SoftPrunedDecoder) -> None:
@@ -333,11 +339,9 @@ def main() -> None:
     write(output, soft)
     say(f"trained in {(time.monotonic() - started) / 60:.1f} minutes")
 
-    plain = measure_one_by_one(unpruned, folder, arguments.questions, HELD_OUT_SEED)
-    pruned = load_checkpoint(output, dtype=torch.float32) if output == folder else PrunedModel(
-        model, PruningPlan((METHOD,), model.config.geometry), soft.weights()
-    )
-    report(plain, measure_one_by_one(pruned, folder, arguments.questions, HELD_OUT_SEED), arguments.questions)
+    pruned = PrunedModel(model, PruningPlan((METHOD,), model.config.geometry), soft.weights())
+    count = arguments.questions
+    report(*(measure_one_by_one(each, folder, count, HELD_OUT_SEED) for each in (unpruned, pruned)))
 
 
 if __name__ == "__main__":

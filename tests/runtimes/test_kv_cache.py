@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -51,7 +53,7 @@ def test_tensors_of_one_step_do_not_overlap(backend):
     cache.advance(4)
     tensors = [*cache.past().values(), *cache.present(5).values()]
     spans = sorted((t.address, t.address + 4 * int(np.prod(t.shape))) for t in tensors)
-    assert all(end <= start for (_, end), (start, _) in zip(spans[:-1], spans[1:], strict=True))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
 
 def test_capacity(backend):
