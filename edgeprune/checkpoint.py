@@ -186,13 +186,22 @@ def _load_clip(
 
 def _check_same_tower(tensors: Mapping[str, Tensor], model: LlavaModel, folder: Path) -> None:
     """A text tower of another CLIP would choose tokens at random without anybody noticing."""
-    ours = model.vision_tower.embeddings.patch_embedding.weight
-    theirs = tensors.get("vision_model.embeddings.patch_embedding.weight")
-    if (
-        theirs is None
-        or theirs.shape != ours.shape
-        or not torch.allclose(theirs.float(), ours.float(), atol=1e-3)
+    last = model.config.vision.tower.num_layers - 1
+    ours = model.vision_tower.state_dict()
+    for name in (
+        "embeddings.patch_embedding.weight",
+        "encoder.layers.0.mlp.fc1.weight",
+        f"encoder.layers.{last}.mlp.fc1.weight",
     ):
-        raise CheckpointError(
-            f"the vision tower in {folder} is not the one of this LLaVA checkpoint: give the CLIP it was made from"
-        )
+        theirs = tensors.get(f"vision_model.{name}")
+        same_shape = theirs is not None and theirs.shape == ours[name].shape
+        # Either may be stored in half precision.
+        if (
+            theirs is None
+            or not same_shape
+            or not torch.allclose(theirs.float(), ours[name].float(), atol=1e-3)
+        ):
+            raise CheckpointError(
+                f"the vision tower in {folder} is not the one of this LLaVA checkpoint ({name} differs): give the "
+                "CLIP it was made from"
+            )

@@ -322,7 +322,8 @@ def _summary(inspection: Inspection) -> Table:
     heads = f"{geometry.num_heads} heads of {geometry.head_dim}"
     if geometry.num_kv_heads != geometry.num_heads:
         heads += f" ({geometry.num_kv_heads} key/value)"
-    picture = f"{geometry.grid[0]} x {geometry.grid[1]} patches, {geometry.tokens_per_image} tokens enter the decoder"
+    rows, columns = geometry.grid
+    picture = f"{rows} x {columns} patches, {geometry.tokens_per_image} tokens enter the decoder"
     table = _table(show_header=False, title=f"Bundle {inspection.name}")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgeprune import tensor_names as names
+from edgeprune.errors import PromptError
 from edgeprune.models.llava import LlavaModel
 from edgeprune.prune.ivtp_guide import IvtpGuide
 from edgeprune.pruning_plan import PruningPlan
@@ -155,6 +156,9 @@ class PrunedModel:
             pixel_values: Preprocessed pictures, None for a prompt without one.
             guide: The instruction for CLIP; needed with pictures if the plan's probe is guided.
             record: Whether to keep every stage's inputs and outputs.
+
+        Raises:
+            PromptError: The placeholders do not fit the pictures, or the guide is missing.
         """
         result = Prefill(torch.empty(0), {}, [], int(input_ids.shape[0]))
 
@@ -166,6 +170,7 @@ class PrunedModel:
 
         num_images = 0 if pixel_values is None else pixel_values.shape[0]
         layout = SequenceLayout.from_token_ids(input_ids, self.model.config.image_token_id, num_images)
+        self._check_prompt(layout, guide)
         visual = self._visual_tokens(pixel_values, run)
         embedded = run(
             self.embed,
@@ -258,6 +263,18 @@ class PrunedModel:
             if step + 1 < max_new_tokens:
                 logits = self.decode(token, state.next_position + step, state.caches)
         return generated, state.sites
+
+    def _check_prompt(self, layout: SequenceLayout, guide: GuideInputs | None) -> None:
+        expected = layout.num_images * self.plan.tokens_per_image
+        if layout.num_visual != expected:
+            raise PromptError(
+                f"the ids hold {layout.num_visual} visual placeholders, {layout.num_images} pictures need {expected}: "
+                "expand each picture's placeholder to its visual tokens"
+            )
+        if self.guide is not None and layout.num_images and guide is None:
+            raise PromptError(
+                "this pruning chooses text tokens with CLIP: give the instruction as 'guide', too"
+            )
 
     def _visual_tokens(self, pixel_values: NDArray[np.float32] | None, run: _Run) -> dict[str, Tensor]:
         if pixel_values is not None:

@@ -250,7 +250,7 @@ def test_bundle_that_stepped_aside_before_a_crash_is_restored(tmp_path):
         with writing(target):
             raise ValueError
 
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         fail()
     Bundle.open(target)
     assert beside(target) == {"b"}

@@ -59,7 +59,7 @@ def sites_of(bundle):
     return Bundle.open(bundle).manifest.sites
 
 
-# --- what is found ---------------------------------------------------------------------------------------------
+# --- what is found ------------------------------------------------------------------------------------------
 
 
 def test_origin_and_format(atp, atp_bundle):
@@ -78,7 +78,7 @@ def test_methods_with_their_parameters(atp, ivtp):
     (method,) = atp.pruning
     assert (method.method, method.parameters["layers"]) == ("atp", [1, 2, 3])
     (method,) = ivtp.pruning
-    assert (method.method, method.parameters["tokens_after_decoder"]) == ("ivtp", 8)
+    assert (method.method, method.parameters["tokens_after_decoder"]) == ("ivtp", 10)
 
 
 def test_sites_with_counts_or_without(atp, ivtp):
@@ -88,8 +88,8 @@ def test_sites_with_counts_or_without(atp, ivtp):
         ("before layer 3", None),
     ]
     assert [(site.place, site.keep_per_image) for site in ivtp.sites] == [
-        ("before the MLP of layer 1", 13),
-        ("before the MLP of layer 3", 8),
+        ("before the MLP of layer 1", 15),
+        ("before the MLP of layer 3", 10),
     ]
 
 
@@ -149,10 +149,10 @@ def test_fixed_counts_between_attention_and_mlp(ivtp, ivtp_bundle):
     prefill = ivtp.prefill
     assert prefill.counts == "fixed"
     decoder = [(group.layers, group.mlp_layers, group.visual_tokens) for group in prefill.groups[1:]]
-    assert decoder == [((0, 1), (0,), 18), ((2, 3), (1, 2), 13), ((), (3,), 8)]
-    rows = layer_rows(sites_of(ivtp_bundle), 4, 18, [13, 8], TEXT_TOKENS)
+    assert decoder == [((0, 1), (0,), 20), ((2, 3), (1, 2), 15), ((), (3,), 10)]
+    rows = layer_rows(sites_of(ivtp_bundle), 4, 20, [15, 10], TEXT_TOKENS)
     assert decoder_flops(prefill) == decoder_prefill_flops(DecoderShape.from_geometry(ivtp.geometry), rows)
-    assert prefill.average_visual_tokens == (18 + 18 + 13 + 13) / 4
+    assert prefill.average_visual_tokens == (20 + 20 + 15 + 15) / 4
     assert prefill.groups[0].pruned_flops < prefill.groups[0].unpruned_flops
 
 
@@ -184,7 +184,7 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
         inspect(tmp_path)
 
 
-# --- what a person reads ---------------------------------------------------------------------------------------
+# --- what a person reads ------------------------------------------------------------------------------------
 
 
 def test_the_first_lines_say_what_the_bundle_is(atp):
@@ -209,8 +209,8 @@ def test_layers_of_one_graph_share_a_line(ivtp):
     text = words(ivtp)
     assert "past_key_values.{0-1}.key float32 [1, 2, past, 8]" in text
     assert "present.{2-3}.value" in text
-    assert "segment1 attention 2-3, MLP 1-2 13 " in text
-    assert "segment2 MLP 3 + head 8 " in text
+    assert "segment1 attention 2-3, MLP 1-2 15 " in text
+    assert "segment2 MLP 3 + head 10 " in text
 
 
 def test_a_bound_is_called_one(atp):

@@ -21,8 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
-from edgeprune.models.llama import AttentionFunction, AttentionOutput, causal_mask, fused_attention
-from edgeprune.models.llama import rotary_angles
+from edgeprune.models.llama import (
+    AttentionFunction,
+    AttentionOutput,
+    causal_mask,
+    fused_attention,
+    rotary_angles,
+)
 from edgeprune.models.llava import LlavaModel
 from edgeprune.prune.atp import Atp, ThresholdHeads, spatial_scores
 

@@ -1,7 +1,7 @@
 """Pruning methods by name, and the reading and writing of their parameters."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from edgeprune.errors import PruningError
@@ -17,8 +17,12 @@ def register_method(method: type[PruningMethod]) -> type[PruningMethod]:
     """Make a method of your own known by its name; usable as a class decorator.
 
     Raises:
-        PruningError: Another class has that name.
+        PruningError: Another class has that name, or a parameter has no default.
     """
+    for field in fields(method):
+        if field.default is MISSING or field.default == ():
+            # A parameter's type is read from its default.
+            raise PruningError(f"{method.name}: give the parameter '{field.name}' a non-empty default")
     known = METHODS.setdefault(method.name, method)
     if known is not method:
         raise PruningError(f"a pruning method named '{method.name}' exists already: choose another name")

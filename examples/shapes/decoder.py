@@ -184,6 +184,41 @@ def _blocks(x: Tensor, count: int, length: int) -> Tensor:
     return x.view(*x.shape[:2], count, length, x.shape[-1])
 
 
+class Whitening:
+    """Centres and decorrelates patch features while the projector trains.
+
+    The tower's features are large and a few directions dominate them, which a first-order
+    optimizer bears badly. ``enter`` rewrites the projector's first layer for whitened input and
+    ``leave`` writes the same function back for plain input.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        rows = features.flatten(0, -2).double()
+        self.mean = rows.mean(0)
+        values, vectors = torch.linalg.eigh(torch.cov(rows.T))
+        spread = (values.clamp(min=0) + 0.01 * values.mean()).sqrt()
+        self.root = (vectors * spread) @ vectors.T
+        self.inverse = (vectors / spread) @ vectors.T
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Whitened features, in single precision."""
+        return (features.float() - self.mean.float()) @ self.inverse.float()
+
+    @torch.no_grad()
+    def enter(self, first: nn.Linear) -> None:
+        """From plain to whitened input."""
+        weight = first.weight.double()
+        first.bias.copy_(first.bias.double() + weight @ self.mean)
+        first.weight.copy_(weight @ self.root)
+
+    @torch.no_grad()
+    def leave(self, first: nn.Linear) -> None:
+        """From whitened to plain input."""
+        weight = first.weight.double() @ self.inverse
+        first.bias.copy_(first.bias.double() - weight @ self.mean)
+        first.weight.copy_(weight)
+
+
 class PackedDecoder:
     """Runs the modules of a LLaVA model on packed sequences."""
 
@@ -276,6 +311,14 @@ def build_llava(tokenizer: PreTrainedTokenizerFast, clip: CLIPModel) -> LlavaFor
     return model
 
 
+@torch.no_grad()
+def visual_features(model: LlavaForConditionalGeneration, raw: Tensor) -> Tensor:
+    """The patches as LLaVA reads them: the last layer but one, without the class token."""
+    vision = model.model.vision_tower(normalise(raw), output_hidden_states=True)
+    features: Tensor = vision.hidden_states[-2][:, 1:]
+    return features
+
+
 def train_decoder(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
@@ -292,7 +335,11 @@ def train_decoder(
     generator = torch.Generator().manual_seed(seed)
     decoder = PackedDecoder(model, tokenizer)
     trained: list[nn.Module] = [model.model.multi_modal_projector, model.model.language_model]
-    optimizer = Optimizer(trained, steps)
+    optimizer = Optimizer(trained, steps, fall=0.7)
+    sample = Packs(tokenizer, seed, 1, 64)[0].raw
+    whitening = Whitening(visual_features(model, sample))
+    first = model.model.multi_modal_projector.linear_1
+    whitening.enter(first)
     loader = torch.utils.data.DataLoader(
         Packs(tokenizer, seed, steps, size), batch_size=None, num_workers=1, prefetch_factor=8
     )
@@ -303,9 +350,9 @@ def train_decoder(
         if step >= steps // 6:
             seen = hide_tokens(pack.owners, len(decoder.language.layers), generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            with torch.no_grad():
-                vision = model.model.vision_tower(normalise(pack.raw), output_hidden_states=True)
-                features = vision.hidden_states[-2][:, 1:]
+            features = visual_features(model, pack.raw)
+        features = whitening(features)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             asked, told = decoder(features, [pack.questions, pack.captions], seen)
             answered = pack.question_answers >= 0
             targets = pack.question_answers[answered]
@@ -336,4 +383,7 @@ def train_decoder(
                 f"| answers {rate[0].item():.3f}, tokens hidden {rate[1].item():.3f}"
             )
         if on_save is not None and step % save_every == save_every - 1:
+            whitening.leave(first)
             on_save()
+            whitening.enter(first)
+    whitening.leave(first)

@@ -18,6 +18,8 @@ def apply(model: ir.Model) -> None:
         source, target = node.inputs[0], node.outputs[0]
         if source is None or source.const_value is None or source.name not in graph.initializers:
             continue
+        if target.is_graph_output():
+            continue
         weight = source.const_value
         permutation = node.attributes.get("perm")
         if len(weight.shape) != 2 or (permutation is not None and list(permutation.as_ints()) != [1, 0]):

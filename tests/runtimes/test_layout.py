@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune import tensor_names as names
@@ -51,11 +51,11 @@ def test_tensors_that_the_host_does_not_give(name):
 
 
 @given(st.data())
+@settings(deadline=None)
 def test_dropping_visual_tokens_leaves_the_layout_of_the_shorter_sequence(data):
     """What ``keep`` computes is what the ids of the kept rows say, as long as a visual token survives."""
-    ids = np.array(
-        data.draw(st.lists(st.sampled_from([1, 2, IMAGE]), min_size=1, max_size=20)) + [3], np.int64
-    )
+    drawn = data.draw(st.lists(st.sampled_from([1, 2, IMAGE]), min_size=1, max_size=12))
+    ids = np.array([*drawn, 3], np.int64)
     visual = np.flatnonzero(ids == IMAGE)
     if not visual.size:
         ids, visual = np.append([IMAGE], ids), np.array([0])
