@@ -19,7 +19,7 @@ help: ## List the targets
 
 demo: $(STAMP) ## Export the example checkpoint, ask it about a picture, draw the kept tokens
 	@mkdir -p out
-	$(BIN)/edgeprune export $(EXAMPLE)/checkpoint -o $(DEMO) --check-image $(EXAMPLE)/pictures/scene2.png
+	$(BIN)/edgeprune export $(EXAMPLE)/checkpoint -o $(DEMO)
 	$(BIN)/edgeprune run $(DEMO) --image $(EXAMPLE)/pictures/scene1.png \
 		--prompt "which digit is in the yellow square?" --overlay $(DEMO).png
 	@echo "The kept tokens are drawn in $(DEMO).png"
@@ -34,7 +34,7 @@ types: $(STAMP) ## mypy, strict
 	$(BIN)/mypy
 
 unit: $(STAMP) ## The tests alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup
 
 format: $(STAMP) ## Rewrite the code in the house format
 	$(BIN)/ruff check --fix .

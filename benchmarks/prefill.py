@@ -30,6 +30,7 @@ from edgeprune.bundle import Bundle
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.cost import DecoderShape, decoder_prefill_flops, layer_rows
 from edgeprune.export.exporter import export
+from edgeprune.export.progress import ProgressBars
 from edgeprune.models.llama import Cut
 from edgeprune.prune.atp import Atp, AtpSelector
 from edgeprune.pruned_model import PrunedModel
@@ -48,31 +49,34 @@ def main() -> None:
     arguments = _arguments()
     keep = tuple(int(count) for count in arguments.keep.split(","))
     size = LlavaSize(num_layers=arguments.layers, hidden_size=arguments.hidden)
-    with tempfile.TemporaryDirectory(dir=arguments.workdir) as workdir:
+    if arguments.workdir is not None:
+        measure(arguments.workdir, size, keep, arguments.rounds)
+        return
+    with tempfile.TemporaryDirectory() as workdir:
         measure(Path(workdir), size, keep, arguments.rounds)
 
 
 def measure(workdir: Path, size: LlavaSize, keep: tuple[int, ...], rounds: int) -> None:
-    """Build, export and measure."""
+    """Build, export and measure; what is in ``workdir`` already is used again."""
+    layers = tuple(max(1, round(layer * size.num_layers / PAPER_DEPTH)) for layer in PAPER_LAYERS)
+    _prepare(workdir, size, layers, keep)
     print(describe_machine())
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, onnxruntime {onnxruntime.__version__}, "
         f"{torch.get_num_threads()} threads"
     )
-    checkpoint = workdir / "checkpoint"
-    model = write_random_llava(checkpoint, size)
+    model = LlavaForConditionalGeneration.from_pretrained(
+        workdir / "checkpoint", attn_implementation="sdpa"
+    ).eval()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    token_ids, pixels = _inputs(size, model.config.image_token_index)
-    layers = tuple(max(1, round(layer * size.num_layers / PAPER_DEPTH)) for layer in PAPER_LAYERS)
-    _write_thresholds(checkpoint, layers, keep, token_ids, pixels)
-    unpruned = _open(export(checkpoint, workdir / "unpruned", methods=()))
-    pruned = _open(export(checkpoint, workdir / "pruned"))
     print(
         f"random LLaVA, {parameters / 1e9:.2f} B parameters, float32; {size.visual_tokens} visual + {TEXT_TOKENS} text "
         f"tokens; ATP before layers {list(layers)} keeps {list(keep)}; medians of {rounds} interleaved rounds\n"
     )
+    token_ids, pixels = _inputs(size, model.config.image_token_index)
     text_only = np.where(token_ids == model.config.image_token_index, 9, token_ids)
     reference = _TransformersDecoder(model, token_ids, pixels)
+    unpruned, pruned = _open(Bundle.open(workdir / "unpruned")), _open(Bundle.open(workdir / "pruned"))
     prefills: dict[str, Callable[[], dict[str, float]]] = {
         "transformers SDPA": reference.prefill,
         "unpruned bundle": lambda: _prefill(unpruned, token_ids, pixels),
@@ -99,6 +103,19 @@ def measure(workdir: Path, size: LlavaSize, keep: tuple[int, ...], rounds: int) 
     _report(pruned, size, layers, keep, prefill_ms, decode_ms)
 
 
+def _prepare(workdir: Path, size: LlavaSize, layers: tuple[int, ...], keep: tuple[int, ...]) -> None:
+    """Write the checkpoint and its two bundles where they are missing."""
+    checkpoint = workdir / "checkpoint"
+    if not (checkpoint / "pruning.json").is_file():
+        model = write_random_llava(checkpoint, size)
+        token_ids, pixels = _inputs(size, model.config.image_token_index)
+        del model
+        _write_thresholds(checkpoint, layers, keep, token_ids, pixels)
+    for name, methods in (("unpruned", ()), ("pruned", None)):
+        if not (workdir / name).is_dir():
+            export(checkpoint, workdir / name, methods=methods, progress=ProgressBars())
+
+
 class _TransformersDecoder:
     """transformers' own decoder on the same hidden states."""
 
@@ -118,6 +135,7 @@ class _TransformersDecoder:
             )
             embeds[ids == model.config.image_token_index] = visual
         self.embeds = embeds
+        self.cache = DynamicCache()
 
     @torch.no_grad()
     def prefill(self) -> dict[str, float]:
@@ -308,7 +326,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", default="126,88,20", help="visual tokens kept at the three sites")
     parser.add_argument("--layers", type=int, default=24, help="decoder layers")
     parser.add_argument("--hidden", type=int, default=1024, help="width of the decoder")
-    parser.add_argument("--workdir", help="where to put the checkpoint and the bundles (about 6 GB)")
+    parser.add_argument(
+        "--workdir", type=Path, help="keep the checkpoint and the bundles here (6 GB) and reuse them"
+    )
     return parser.parse_args()
 
 

@@ -184,13 +184,13 @@ def verify(bundle: Path, checkpoint: Path | None, clip: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE holds: sites, graphs, sizes, tokens and FLOPs."""
-    from edgeprune import inspection
+    from edgeprune import inspection, inspection_report
 
     found = inspection.inspect(bundle)
     if as_json:
         click.echo(json.dumps(to_json(found), ensure_ascii=False))
     else:
-        _console().print(inspection.render_inspection(found))
+        _console().print(inspection_report.render_inspection(found))
 
 
 @main.command()

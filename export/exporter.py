@@ -258,9 +258,9 @@ def _geometry(model: PrunedModel) -> GeometryEntry:
     pruner, tokens = plan.vision_pruner(), plan.geometry.num_patches
     vision_tokens: list[int] = []
     for layer in range(config.feature_layer):
-        vision_tokens.append(tokens + 1)
         if pruner is not None and (kept := pruner.keep_after_attention(layer)) is not None:
             tokens = kept
+        vision_tokens.append(tokens + 1)
     return GeometryEntry(
         hidden_size=decoder.hidden_size,
         intermediate_size=decoder.intermediate_size,

@@ -13,7 +13,8 @@ from tiny_checkpoints import edit_json
 from edgeprune.bundle import Bundle
 from edgeprune.cost import DecoderShape, decoder_prefill_flops, layer_rows
 from edgeprune.errors import BundleError
-from edgeprune.inspection import TEXT_TOKENS, Inspection, inspect, render_inspection
+from edgeprune.inspection import TEXT_TOKENS, Inspection, inspect
+from edgeprune.inspection_report import render_inspection
 from edgeprune.json_data import from_json, to_json
 from edgeprune.manifest import MANIFEST_FILE
 

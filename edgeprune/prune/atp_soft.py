@@ -72,15 +72,15 @@ class AtpTraining:
     theta_s: float = 0.5
 
     def __post_init__(self) -> None:
-        for names, low, high, allowed in (
-            (("temperature_start", "temperature_end"), 0, math.inf, "above 0"),
-            (("target_tokens", "learning_rate"), 0, math.inf, "above 0"),
-            (("lambda_atp", "lambda_target"), -1e-300, math.inf, "0 or more"),
-            (("warmup", "drop_below"), -1e-300, 1, "from 0 to below 1"),
-            (("theta_r", "theta_s"), 0, 1, "between 0 and 1"),
+        for names, low, high in (
+            ("temperature_start temperature_end target_tokens learning_rate", 1e-9, math.inf),
+            ("lambda_atp lambda_target", 0, math.inf),
+            ("warmup drop_below", 0, 1),
+            ("theta_r theta_s", 1e-9, 1),
         ):
-            for name in names:
-                if not low < getattr(self, name) < high:
+            for name in names.split():
+                if not low <= getattr(self, name) < high:
+                    allowed = f"from {low} to below {high}"
                     raise PruningError(f"atp training: '{name}' is {getattr(self, name)}, allowed: {allowed}")
 
     def temperature(self, progress: float) -> float:
@@ -95,11 +95,7 @@ class AtpTraining:
 
 
 class SoftSite(NamedTuple):
-    """What one site does to a batch.
-
-    Shapes:
-        mask: [B, N0] in [0, 1], the masks of the sites before it multiplied in; theta_r, theta_s: [B].
-    """
+    """One site's thresholds θ [B] and its mask [B, N0], the masks of the sites before it multiplied in."""
 
     mask: Tensor
     theta_r: Tensor
@@ -107,11 +103,7 @@ class SoftSite(NamedTuple):
 
 
 class SoftPrefill(NamedTuple):
-    """What a run over a batch leaves.
-
-    Shapes:
-        logits: [B, S, V]; counts: [B, L], visual tokens that enter each layer: the masks' sums.
-    """
+    """Logits [B, S, V], sites, and the visual tokens that enter each layer, [B, L]: sums of the masks."""
 
     logits: Tensor
     sites: tuple[SoftSite, ...]
@@ -119,11 +111,10 @@ class SoftPrefill(NamedTuple):
 
 
 def masked_softmax(logits: Tensor, gate: Tensor, visible: Tensor) -> Tensor:
-    """exp(a_ij)·G_ij / Σ_k exp(a_ik)·G_ik over the visible entries.
+    """exp(a_ij)·G_ij / Σ_k exp(a_ik)·G_ik over the visible entries, in float32.
 
     Shapes:
-        logits: [B, H, R, S]; gate: [B, 1, R or 1, S] in [0, 1]; visible: bool, broadcast to [B, 1, R, S].
-        returns: [B, H, R, S] float32.
+        logits and result: [B, H, R, S]; gate in [0, 1] and visible (bool): broadcast to [B, 1, R, S].
     """
     logits = logits.float()
     weights = torch.where(visible, gate, 0.0)
@@ -149,15 +140,12 @@ def soft_attention(gate: Tensor) -> AttentionFunction:
 
 
 class SoftPrunedDecoder(nn.Module):
-    """A frozen decoder under the soft masks of trainable threshold heads.
-
-    Its only parameters are the heads; ``requires_grad`` of the model is switched off.
-    """
+    """A decoder under the soft masks of its only parameters, the threshold heads; the model is frozen."""
 
     spatial: Tensor
 
     def __init__(self, model: LlavaModel, method: Atp, training: AtpTraining) -> None:
-        """Lay fresh heads over the model."""
+        """Lay fresh heads over the model and freeze it."""
         super().__init__()
         geometry = model.config.geometry
         method.check(geometry)
@@ -188,14 +176,10 @@ class SoftPrunedDecoder(nn.Module):
 
         S_cross averages over the text between picture and answer: in inference there is no answer yet.
 
-        Shapes:
-            inputs_embeds: [B, S, C]; picture_start: [B] int64, row of the first visual token;
-            prompt_length: [B] int64, rows before the answer.
-
         Args:
-            inputs_embeds: Embedded prompts with their answers.
-            picture_start: Where the pictures lie.
-            prompt_length: Where the answers begin.
+            inputs_embeds: [B, S, C], prompts with their answers.
+            picture_start: [B] int64, rows of the first visual tokens.
+            prompt_length: [B] int64, rows before the answers.
             temperature: T; infinity gives masks of 0 and 1, those of inference, without a gradient.
         """
         model, batch = self._frozen[0], inputs_embeds.shape[0]
@@ -232,10 +216,11 @@ class SoftPrunedDecoder(nn.Module):
         self_score = soft_normalise(_self_score(attention, state), alive, self.method.self_norm)
         cross_score = soft_normalise(_cross_score(attention, state), alive, self.method.cross_norm)
 
-        def by_grid(values: Tensor) -> Tensor:
-            return values.new_zeros(values.shape[0], self.num_patches).scatter(1, state.slots, values)
-
-        theta_r, theta_s = self.heads[index](by_grid(self_score * alive), by_grid(cross_score * alive))
+        grid = alive.new_zeros(alive.shape[0], self.num_patches)
+        theta_r, theta_s = self.heads[index](
+            grid.scatter(1, state.slots, self_score * alive),
+            grid.scatter(1, state.slots, cross_score * alive),
+        )
         redundant = (self_score + cross_score) / 2
         margin_r = redundant - theta_r.unsqueeze(1)
         margin_s = self.spatial[state.slots] - theta_s.unsqueeze(1)
@@ -249,7 +234,7 @@ class SoftPrunedDecoder(nn.Module):
         best = torch.where(alive > 0.5, redundant, -math.inf).argmax(dim=1, keepdim=True)
         none_left = (mask <= 0.5).all(dim=1, keepdim=True)
         survivor = torch.zeros_like(mask).scatter(1, best, none_left.float())
-        return SoftSite(by_grid(torch.maximum(mask, survivor)), theta_r, theta_s)
+        return SoftSite(grid.scatter(1, state.slots, torch.maximum(mask, survivor)), theta_r, theta_s)
 
 
 def atp_loss(prefill: SoftPrefill, method: Atp, training: AtpTraining) -> Tensor:
@@ -260,10 +245,7 @@ def atp_loss(prefill: SoftPrefill, method: Atp, training: AtpTraining) -> Tensor
 
 
 def soft_normalise(scores: Tensor, alive: Tensor, norm: str) -> Tensor:
-    """``normalise_scores`` of :mod:`edgeprune.prune.atp` for a batch: scores, alive and result are [B, K].
-
-    Tokens that ``alive`` leaves by less than a half do not count.
-    """
+    """``normalise_scores`` of :mod:`edgeprune.prune.atp` for a batch [B, K]; who is alive by a half is a member."""
     if norm == "sigmoid":
         return torch.sigmoid(scores)
     if norm == "minmax":
@@ -278,7 +260,7 @@ class _State(NamedTuple):
     """The rows that a batch computes at some depth.
 
     Shapes:
-        hidden: [B, S, C]; position_ids: [B, S]; is_text: [B, S], between picture and answer; gate: [B, S];
+        hidden: [B, S, C]; position_ids, gate: [B, S]; is_text: [B, S], the rows between picture and answer;
         slots: [B, K], grid positions of the visual tokens; rows: [B, K], their rows, consecutive.
     """
 

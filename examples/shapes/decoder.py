@@ -188,8 +188,8 @@ class Whitening:
     """Centres and decorrelates patch features while the projector trains.
 
     The tower's features are large and a few directions dominate them, which a first-order
-    optimizer bears badly. ``enter`` rewrites the projector's first layer for whitened input and
-    ``leave`` writes the same function back for plain input.
+    optimizer bears badly. So the projector's first layer is trained on whitened input; ``leave``
+    folds the whitening into its weights, and ``enter`` takes it out again.
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -338,8 +338,10 @@ def train_decoder(
     optimizer = Optimizer(trained, steps, fall=0.7)
     sample = Packs(tokenizer, seed, 1, 64)[0].raw
     whitening = Whitening(visual_features(model, sample))
-    first = model.model.multi_modal_projector.linear_1
-    whitening.enter(first)
+    first, second = model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2
+    for linear in (first, second):
+        nn.init.normal_(linear.weight, std=WIDTH**-0.5)
+        nn.init.zeros_(linear.bias)
     loader = torch.utils.data.DataLoader(
         Packs(tokenizer, seed, steps, size), batch_size=None, num_workers=1, prefetch_factor=8
     )

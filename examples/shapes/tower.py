@@ -15,6 +15,7 @@ from scenes import (
     COLORS,
     IMAGE_SIZE,
     PATCH_SIZE,
+    GRID,
     SHAPES,
     SIZES,
     Scene,
@@ -74,12 +75,15 @@ class DenseHeads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sizes = [1 + len(COLORS), 1 + len(SHAPES), 1 + len(SIZES), 2 + len(CHARACTERS), 2, 2]
+        kinds = [1 + len(COLORS), 1 + len(SHAPES), 1 + len(SIZES), 2 + len(CHARACTERS), 2]
+        self.sizes = [*kinds, 2, GRID, GRID, 2, 2]
         self.norm = nn.LayerNorm(WIDTH)
         self.read = nn.Linear(WIDTH, sum(self.sizes))
 
     def forward(self, patches: Tensor) -> tuple[Tensor, ...]:
-        """Logits of colour, shape, size, character, centre; then the offset to the centre."""
+        """Logits of colour, shape, size, character, centre; the offset to the centre; then logits
+        of the patch's row and column, the place of the centre, and logits of the background.
+        """
         read: Tensor = self.read(self.norm(patches))
         return torch.split(read.float(), self.sizes, dim=-1)
 
@@ -130,6 +134,22 @@ def dense_loss(outputs: tuple[Tensor, ...], classes: Tensor, offsets: Tensor) ->
     return loss + 0.5 * error, accuracies
 
 
+def place_loss(outputs: tuple[Tensor, ...], offsets: Tensor, dark: Tensor, on_object: Tensor) -> Tensor:
+    """Where a patch is, where its object's centre is, and what the background is.
+
+    Without it the tower forgets absolute positions: the other labels do not need them.
+    """
+    rows, columns, place, background = outputs[6:]
+    at = torch.arange(GRID * GRID)
+    row, column = (at // GRID).expand(len(dark), -1), (at % GRID).expand(len(dark), -1)
+    loss = F.cross_entropy(rows.flatten(0, 1), row.flatten())
+    loss = loss + F.cross_entropy(columns.flatten(0, 1), column.flatten())
+    loss = loss + F.cross_entropy(background.flatten(0, 1), dark.long()[:, None].expand_as(row).flatten())
+    here = torch.stack([column, row], dim=-1) + 0.5
+    centre = torch.where(on_object[..., None], here + offsets, here) - GRID / 2
+    return 0.5 * loss + 0.5 * (place - centre).abs().sum(-1).mean()
+
+
 def train_tower(
     tokenizer: CLIPTokenizer,
     *,
@@ -147,7 +167,7 @@ def train_tower(
     data = TowerBatches(seed, steps, size)
     loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=8)
     started = time.monotonic()
-    for step, (raw, classes, offsets, _, captions) in enumerate(loader):
+    for step, (raw, classes, offsets, dark, captions) in enumerate(loader):
         text = tokenizer(captions, return_tensors="pt", padding=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             vision = model.vision_model(pixel_values=normalise(raw), output_hidden_states=True)
@@ -156,16 +176,18 @@ def train_tower(
             image_vector = F.normalize(model.visual_projection(vision.pooler_output).float(), dim=-1)
             text_vector = F.normalize(model.text_projection(written).float(), dim=-1)
         dense, accuracies = dense_loss(outputs, classes, offsets)
+        places = place_loss(outputs, offsets, dark, classes[:, 0] > 0)
         logits = model.logit_scale.exp().clamp(max=100) * image_vector @ text_vector.T
         own = torch.arange(len(raw))
         contrast = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-        torch.autograd.backward(dense + 0.5 * contrast)
+        torch.autograd.backward(dense + places + 0.5 * contrast)
         optimizer.step()
         if step % 25 == 0 or step == steps - 1:
             found = (logits.argmax(-1) == own).float().mean().item()
             shown = " ".join(f"{a:.3f}" for a in accuracies)
             log(
                 f"tower {step:5d} {time.monotonic() - started:6.0f}s dense {dense.item():.3f} "
+                f"place {places.item():.3f} "
                 f"contrast {contrast.item():.3f} found {found:.2f} | {shown}"
             )
     return model.eval()

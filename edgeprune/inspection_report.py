@@ -1,0 +1,218 @@
+"""An inspection as tables that fit a terminal of 100 columns."""
+
+import re
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edgeprune.inspection import BOUND, CALIBRATED, GroupCost, Inspection
+from edgeprune.manifest import TensorEntry
+
+
+def render_inspection(inspection: Inspection) -> RenderableType:
+    """The inspection as tables of up to 100 columns, the gist first; legible without colours."""
+    parts: list[RenderableType] = [_summary(inspection), Text(), _pruning(inspection)]
+    if inspection.sites:
+        parts += [Text(), _sites_table(inspection)]
+    parts += [Text(), _cost_table(inspection), Text(_cost_note(inspection)), Text()]
+    parts += [_graphs_table(inspection), Text(), _tensors_table(inspection)]
+    return Group(*parts)
+
+
+def _summary(inspection: Inspection) -> Table:
+    geometry = inspection.geometry
+    methods = " + ".join(method.method for method in inspection.pruning)
+    heads = f"{geometry.num_heads} heads of {geometry.head_dim}"
+    if geometry.num_kv_heads != geometry.num_heads:
+        heads += f" ({geometry.num_kv_heads} key/value)"
+    rows, columns = geometry.grid
+    picture = f"{rows} x {columns} patches, {geometry.tokens_per_image} tokens enter the decoder"
+    table = _table(show_header=False, title=f"Bundle {inspection.name}")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    source = inspection.source
+    for name, text in (
+        (
+            "model",
+            f"{source.model_type}, pruned by {methods}" if methods else f"{source.model_type}, unpruned",
+        ),
+        ("source", f"{source.name} (sha256 {source.sha256[:12]})"),
+        (
+            "format",
+            f"{inspection.dtype}, ONNX opset {inspection.opset}, edgeprune {inspection.edgeprune_version}",
+        ),
+        ("decoder", f"{geometry.num_layers} layers, width {geometry.hidden_size}, {heads}"),
+        ("picture", picture),
+        ("context", f"{geometry.context_length} positions, vocabulary of {geometry.vocab_size}"),
+        ("size", f"{_bytes(inspection.weights_bytes)} of weights, {_bytes(inspection.total_bytes)} in all"),
+        ("engines", ", ".join(inspection.engines) or "none: the graphs run with ONNX Runtime"),
+    ):
+        table.add_row(name, Text(text))
+    return table
+
+
+def _pruning(inspection: Inspection) -> RenderableType:
+    if not inspection.pruning:
+        return Text("Pruning: none")
+    table = _table("method", "parameter", "value", title="Pruning")
+    for entry in inspection.pruning:
+        for index, (name, value) in enumerate(entry.parameters.items()):
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            table.add_row(entry.method if index == 0 else "", Text(name), Text(text))
+        if not entry.parameters:
+            table.add_row(entry.method, "", "")
+    return table
+
+
+def _sites_table(inspection: Inspection) -> Table:
+    table = _table("site", "method", "place", "tokens kept per picture", title="Where tokens are dropped")
+    for site in inspection.sites:
+        kept = str(site.keep_per_image)
+        if site.keep_per_image is None:
+            kept = "depends on the input"
+            if site.mean_keep_per_image is not None:
+                kept += f", {site.mean_keep_per_image:.1f} on average"
+        table.add_row(site.graph, site.method, site.place, kept)
+    return table
+
+
+def _cost_table(inspection: Inspection) -> Table:
+    prefill = inspection.prefill
+    last = prefill.groups[-1].graph
+    pruned = "pruned, at most" if prefill.counts == BOUND else "pruned"
+    columns = ("visual tokens in", "unpruned", pruned, "left")
+    title = f"FLOPs of one picture with {prefill.text_tokens} text tokens (prefill)"
+    table = _table("graph", "layers", *columns, right=columns, title=title)
+    bounded = False
+    for group in prefill.groups:
+        tokens = f"<= {group.visual_tokens}" if bounded else str(group.visual_tokens)
+        layers = _layers(group) + (" + head" if group.graph == last else "")
+        table.add_row(group.graph, layers, tokens, *_before_after(group.unpruned_flops, group.pruned_flops))
+        bounded = bounded or (group is not prefill.groups[0] and prefill.counts == BOUND)
+    table.add_section()
+    table.add_row("total", "", "", *_before_after(prefill.unpruned_flops, prefill.pruned_flops))
+    full, left = prefill.unpruned_kv_cache_bytes, prefill.pruned_kv_cache_bytes
+    table.add_row("KV cache", "", "", _bytes(full), _bytes(left), _percent(left, full))
+    return table
+
+
+def _cost_note(inspection: Inspection) -> str:
+    prefill = inspection.prefill
+    average = f"{prefill.average_visual_tokens:.1f} visual tokens in a decoder layer on average"
+    if prefill.counts == BOUND:
+        return (
+            f"Unpruned bound, {average}: how many tokens\n"
+            "are kept depends on the input; calibration gives real counts (edgeprune calibrate)."
+        )
+    return f"{average}; kept tokens are calibration means." if prefill.counts == CALIBRATED else f"{average}."
+
+
+def _layers(group: GroupCost) -> str:
+    if group.layers == group.mlp_layers:
+        return _span(group.layers)
+    parts = (("attention", group.layers), ("MLP", group.mlp_layers))
+    return ", ".join(f"{name} {_span(layers)}" for name, layers in parts if layers)
+
+
+def _graphs_table(inspection: Inspection) -> Table:
+    table = _table(
+        "graph",
+        "model",
+        "weights",
+        "runs",
+        "max difference",
+        "allowed",
+        "indices",
+        right=("model", "weights", "runs", "max difference", "allowed"),
+        title="Graphs, and their difference from the torch reference at export",
+    )
+    indices = {None: "-", True: "identical", False: "DIFFERENT"}
+    for graph in inspection.graphs:
+        parity = ("-", "-", "-", "-")
+        if graph.parity is not None:
+            measured = graph.parity
+            parity = (
+                str(measured.cases),
+                f"{measured.max_abs_diff:.1e}",
+                f"{measured.tolerance:.0e}",
+                indices[measured.indices_identical],
+            )
+        table.add_row(graph.name, _bytes(graph.graph_bytes), _bytes(graph.data_bytes), *parity)
+    return table
+
+
+def _tensors_table(inspection: Inspection) -> Table:
+    table = _table("graph", "", "tensor", "type", "shape", title="Inputs and outputs")
+    for graph in inspection.graphs:
+        first = True
+        for direction, tensors in (("in", graph.inputs), ("out", graph.outputs)):
+            for name, tensor in _collapsed(tensors):
+                shape = f"[{', '.join(map(str, tensor.shape))}]"
+                table.add_row(graph.name if first else "", direction, Text(name), tensor.dtype, Text(shape))
+                first, direction = False, ""
+    return table
+
+
+def _collapsed(tensors: Sequence[TensorEntry]) -> list[tuple[str, TensorEntry]]:
+    """Tensors that differ only by the layer in their name become one row, ``past_key_values.{0-3}.key``."""
+    found: dict[tuple[str, str, tuple[int | str, ...]], list[tuple[int, TensorEntry]]] = {}
+    for tensor in tensors:
+        match = re.search(r"\.(\d+)(?=\.|$)", tensor.name)
+        name, layer = tensor.name, -1
+        if match is not None:
+            name, layer = tensor.name[: match.start()] + ".{}" + tensor.name[match.end() :], int(match[1])
+        found.setdefault((name, tensor.dtype, tensor.shape), []).append((layer, tensor))
+    rows: list[tuple[str, TensorEntry]] = []
+    for (pattern, _, _), members in found.items():
+        first = members[0][1]
+        span = _span([layer for layer, _ in members])
+        rows.append((first.name if len(members) == 1 else pattern.replace("{}", f"{{{span}}}"), first))
+    return rows
+
+
+def _span(layers: Sequence[int]) -> str:
+    """Ascending numbers as "0-3, 5"."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _table(*columns: str, title: str, right: Sequence[str] = (), show_header: bool = True) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=show_header
+    )
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _before_after(before: int, after: int) -> tuple[str, str, str]:
+    return _flops(before), _flops(after), _percent(after, before)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def _flops(count: int) -> str:
+    return _scaled(count, ("", "k", "M", "G", "T", "P"))
+
+
+def _bytes(count: int) -> str:
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def _scaled(count: int, units: Sequence[str]) -> str:
+    """Three digits and a decimal unit."""
+    value, index = float(count), 0
+    while value >= 999.5 and index < len(units) - 1:
+        value, index = value / 1000, index + 1
+    digits = 0 if index == 0 or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {units[index]}".rstrip()
