@@ -285,6 +285,12 @@ def _probe_entry(model: PrunedModel, clip: str | Path | None, folder: Path) -> P
         return None
     if not probe.guided or model.clip is None or clip is None:
         return ProbeEntry(guided=False, guide_tokenizer=None, guide_context_length=0)
+    if not any((Path(clip) / name).is_file() for name in (TOKENIZER_FILE, "vocab.json")):
+        # transformers would make up a tokenizer that knows no word.
+        raise PruningError(
+            f"{clip} has no tokenizer: save the one of CLIP there with transformers' "
+            "AutoTokenizer.from_pretrained(…).save_pretrained"
+        )
     tokenizer = folder / GUIDE_TOKENIZER_FILE
     tokenizer.write_text(tokenizer_json_from_checkpoint(Path(clip)), encoding="utf-8")
     length = model.clip.guide.text_tower.config.context_length

@@ -105,10 +105,10 @@ def random_bundle(random_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def tied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unpruned checkpoint with tied embeddings, the MLP so wide that torch.onnx leaves it transposed."""
+    """An unpruned checkpoint with tied embeddings."""
     from tiny_checkpoints import TinyLlava, build_llava
 
-    spec = TinyLlava(tied=True, layers=2, vision_layers=2, intermediate_size=320, seed=3)
+    spec = TinyLlava(tied=True, layers=2, vision_layers=2, seed=3)
     return build_llava(tmp_path_factory.mktemp("checkpoint") / "tied", spec)
 
 

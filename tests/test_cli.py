@@ -247,11 +247,9 @@ def test_too_few_placeholders(ask, picture):
     assert_one_line(ask("--image", picture, prompt="<image> what?"), "placeholder")
 
 
-def test_an_empty_prompt(ask):
-    result = ask(prompt="")
-    # With a picture and a chat template there is text after it all the same; a model may be asked nothing.
-    assert result.exit_code in (0, 1)
-    assert not isinstance(result.exception, Exception)
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_an_empty_prompt(ask, prompt):
+    assert_one_line(ask(prompt=prompt), "the prompt is empty")
 
 
 def test_a_prompt_that_does_not_fit(ask):

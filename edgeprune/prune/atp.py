@@ -52,6 +52,8 @@ class Atp(PruningMethod):
         self_norm: What is done to S_self before it is averaged: "none", "sigmoid", or "minmax" over the picture's
             tokens.
         cross_norm: The same for S_cross.
+        self_weight: Weight of S_self in S_red, 0 to 1; S_cross has the rest. The paper's mean is 0.5; less where
+            S_self ranks the tokens worse than S_cross does.
     """
 
     layers: tuple[int, ...] = (4, 14, 24)
@@ -60,6 +62,7 @@ class Atp(PruningMethod):
     hidden_width: int = 256
     self_norm: str = "none"
     cross_norm: str = "none"
+    self_weight: float = 0.5
 
     name: ClassVar[str] = "atp"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -76,6 +79,8 @@ class Atp(PruningMethod):
             )
         if self.hidden_width < 1 or not 0 < self.sample_scale < math.inf:
             raise PruningError("atp: 'hidden_width' must be at least 1 and 'sample_scale' positive")
+        if not 0 <= self.self_weight <= 1:
+            raise PruningError(f"atp: 'self_weight' is {self.self_weight}, allowed: 0 to 1")
         for option in ("self_norm", "cross_norm"):
             if getattr(self, option) not in SCORE_NORMS:
                 raise PruningError(
@@ -162,11 +167,12 @@ class AtpScores(NamedTuple):
     self_score: Tensor
     cross_score: Tensor
     spatial_score: Tensor
+    self_weight: float = 0.5
 
     @property
     def redundant_score(self) -> Tensor:
         """S_red, [S]."""
-        return (self.self_score + self.cross_score) / 2
+        return self.self_weight * self.self_score + (1 - self.self_weight) * self.cross_score
 
 
 def spatial_scores(grid: tuple[int, int], strides: tuple[int, ...], sample_scale: float) -> Tensor:
@@ -246,6 +252,7 @@ class AtpSelector(SiteSelector):
             self_score=normalise_scores(self_score, members, self.method.self_norm),
             cross_score=normalise_scores(cross_score, members, self.method.cross_norm),
             spatial_score=torch.where(visual_slots >= 0, spatial, 0.0),
+            self_weight=self.method.self_weight,
         )
 
     def thresholds(self, scores: AtpScores, visual_slots: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -221,7 +221,8 @@ class SoftPrunedDecoder(nn.Module):
             grid.scatter(1, state.slots, self_score * alive),
             grid.scatter(1, state.slots, cross_score * alive),
         )
-        redundant = (self_score + cross_score) / 2
+        weight = self.method.self_weight
+        redundant = weight * self_score + (1 - weight) * cross_score
         margin_r = redundant - theta_r.unsqueeze(1)
         margin_s = self.spatial[state.slots] - theta_s.unsqueeze(1)
         if math.isinf(temperature):

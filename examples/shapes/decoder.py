@@ -30,7 +30,7 @@ from transformers import (
 
 VISUAL = GRID * GRID
 WIDTH = 128
-HARD_KINDS = ("count_side", "character_in", "holder_of", "side", "count_some", "color_of", "shape_of")
+HARD_KINDS = ("count_side", "character_in", "holder_of", "side", "count_some", "color_of", "column_of")
 CAPTION_PROMPT = "describe the picture."
 QUESTION_SLOTS = 16
 QUESTION_LENGTH = 18
@@ -335,7 +335,7 @@ def train_decoder(
     generator = torch.Generator().manual_seed(seed)
     decoder = PackedDecoder(model, tokenizer)
     trained: list[nn.Module] = [model.model.multi_modal_projector, model.model.language_model]
-    optimizer = Optimizer(trained, steps, fall=0.7)
+    optimizer = Optimizer(trained, steps, muon_lr=0.015, fall=0.8)
     sample = Packs(tokenizer, seed, 1, 64)[0].raw
     whitening = Whitening(visual_features(model, sample))
     first, second = model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2

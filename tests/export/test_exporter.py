@@ -282,8 +282,7 @@ def test_tied_embeddings_are_shared(unpruned_bundle):
     bundle = Bundle.open(unpruned_bundle)
     vocabulary = bundle.manifest.geometry.vocab_size * bundle.manifest.geometry.hidden_size * 4
     tables = [key for key, (_, length) in external_tensors(bundle).items() if length == vocabulary]
-    # The MLP's weights have the size of the vocabulary here; those are segment0's own.
-    assert sum(file == "embed.onnx.data" for file, _ in tables) == 1
+    assert tables == [("embed.onnx.data", 0)]
     files = [entry.path for entry in bundle.manifest.graphs["segment0"].data]
     assert sorted(files) == ["embed.onnx.data", "segment0.onnx.data"]
     head = graphs_of(bundle)["segment0"].graph.node[-1]
@@ -297,12 +296,11 @@ def test_tied_embeddings_are_shared(unpruned_bundle):
     assert location == "embed.onnx.data"
 
 
-def test_large_weights_are_not_transposed_at_run_time(unpruned_bundle):
-    model = graphs_of(Bundle.open(unpruned_bundle))["segment0"]
-    stored = {tensor.name for tensor in model.graph.initializer}
-    assert any(name.endswith(".transposed") for name in stored)
-    transposed = [node.input[0] for node in model.graph.node if node.op_type == "Transpose"]
-    assert not stored & set(transposed)
+def test_weights_are_not_transposed_at_run_time(bundle):
+    for name, model in graphs_of(bundle).items():
+        stored = {tensor.name for tensor in model.graph.initializer}
+        transposed = {node.input[0] for node in model.graph.node if node.op_type == "Transpose"}
+        assert not stored & transposed, name
 
 
 # The comparison with the reference
@@ -330,8 +328,8 @@ def test_graph_that_agrees(unpruned_bundle, embed_case):
     [
         (
             names.INPUTS_EMBEDS,
-            lambda t: t + 2e-4,
-            r"output inputs_embeds, a test: differs from torch by 2\.00e-04",
+            lambda t: t + 1e-2,
+            r"output inputs_embeds, a test: differs from torch by 1\.00e-02",
         ),
         (names.INPUTS_EMBEDS, lambda t: t * torch.nan, "differs from torch by nan"),
         (names.INPUTS_EMBEDS, lambda t: t[:, :-1], r"shape \[1, 4, 32\], torch has \[1, 3, 32\]"),
@@ -491,13 +489,13 @@ def test_interrupted_command(tied_folder, older):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not list(older.parent.glob(".bundle.partial-*/vision.onnx.data")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()
@@ -522,9 +520,10 @@ def test_killed_export_is_cleared_away_by_the_next(tied_folder, tmp_path):
 
 
 def test_clip_without_tokenizer(ivtp_folder, clip_folder, tmp_path):
+    """transformers would make up a tokenizer that knows no word."""
     clip = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
     (clip / "tokenizer.json").unlink()
-    with pytest.raises(PruningError, match="save the CLIP tokenizer"):
+    with pytest.raises(PruningError, match="has no tokenizer: save the one of CLIP there"):
         export(ivtp_folder, tmp_path / "bundle", clip=clip)
     assert beside(tmp_path / "bundle") == {"clip"}
 

@@ -84,10 +84,11 @@ def pruned(atp_folder):
             {"self_norm": "minmax", "cross_norm": "minmax", "theta_r": 0.5, "theta_s": 0.95, "spread": 0.4},
         ),
         (replace(TINY, layers=6, kv_heads=4), {"self_norm": "sigmoid", "theta_r": 0.3, "spread": 0.8}),
+        (TINY, {"self_weight": 0.2, "self_norm": "minmax", "cross_norm": "minmax", "theta_r": 0.3}),
         (replace(TINY, layers=5, kv_heads=1, std=0.4), {"theta_r": 0.3, "strides": [2]}),
         (replace(TINY, image_size=16), {"theta_r": 0.9999, "theta_s": 0.9999, "spread": 0.0}),
     ],
-    ids=["as written", "minmax", "sigmoid", "one key head", "nothing passes"],
+    ids=["as written", "minmax", "sigmoid", "mostly S_cross", "one key head", "nothing passes"],
 )
 @pytest.mark.parametrize(("temperature", "drop_below"), [(SHARP, 0.0), (math.inf, 0.0), (math.inf, 1e-6)])
 def test_sharp_masks_keep_what_inference_keeps(tmp_path, spec, parameters, temperature, drop_below):
