@@ -110,7 +110,11 @@ def export(
 @click.option("--seed", type=int, help="Seed of the draws.")
 @click.option("--stop", multiple=True, help="Text that ends the answer; repeatable.")
 @click.option("--stream", is_flag=True, help="Print the answer while it is generated.")
-@click.option("--overlay", type=click.Path(path_type=Path), help="Write a picture of the kept tokens.")
+@click.option(
+    "--overlay",
+    type=click.Path(path_type=Path),
+    help="Write a picture of the kept tokens, one file per picture.",
+)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print text, token ids, kept tokens and timings as JSON."
 )
@@ -157,7 +161,10 @@ def run(
         if overlay is not None:
             from edgeprune.runtimes.overlay import save_overlay
 
-            save_overlay(session.overlay(images[0], answer), overlay)
+            for index, image in enumerate(images):
+                # Further pictures get files of their own: out.png, out-2.png …
+                path = overlay.with_name(f"{overlay.stem}-{index + 1}{overlay.suffix}") if index else overlay
+                save_overlay(session.overlay(image, answer, index), path)
 
 
 @main.command()

@@ -14,7 +14,7 @@ import edgeprune
 from edgeprune.bundle import Bundle, file_entry, sha256_of, writing
 from edgeprune.checkpoint import PRUNING_FILE, PRUNING_WEIGHTS_FILE, load_checkpoint, read_config
 from edgeprune.checkpoint_weights import weight_files
-from edgeprune.errors import CheckpointError, ParityError, PromptError
+from edgeprune.errors import CheckpointError, ParityError, PromptError, PruningError
 from edgeprune.export.check_pictures import check_pictures
 from edgeprune.export.external_data import WeightStore
 from edgeprune.export.parity import Prompt, StageCase, check_graph, record_cases

@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import BundleError
@@ -42,6 +42,7 @@ trees = st.builds(
 
 
 @given(trees)
+@settings(max_examples=30, deadline=None)
 def test_round_trip(tree):
     assert from_json(Tree, to_json(tree), "tree") == tree
 

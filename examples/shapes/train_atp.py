@@ -198,6 +198,21 @@ def measure_one_by_one(pruned: PrunedModel, folder: Path, count: int, seed: int)
     return Measured(examples, np.array(right), np.array(kept), np.array(mean_tokens))
 
 
+@torch.inference_mode()
+def calibrate(soft: SoftPrunedDecoder, batch: Batch, counts: Sequence[int]) -> None:
+    """Move the start of every θ_r so that each site leaves about ``counts`` tokens of these questions."""
+    for site, count in enumerate(counts):
+        bias = soft.heads[site].head_r.bias
+        low, high = -8.0, 8.0
+        for _ in range(12):
+            bias.fill_((low + high) / 2)
+            out = soft(batch.inputs_embeds, batch.picture_start, batch.prompt_length, math.inf)
+            if out.sites[site].mask.sum(1).mean() > count:
+                low = float(bias)
+            else:
+                high = float(bias)
+
+
 def train(
     model: LlavaModel,
     soft: SoftPrunedDecoder,
@@ -288,16 +303,17 @@ def write(folder: Path, soft: SoftPrunedDecoder) -> None:
     save_file(soft.weights(), folder / PRUNING_WEIGHTS_FILE)
 
 
-METHOD = Atp(layers=(1, 4, 8), hidden_width=32, self_norm="minmax", cross_norm="minmax")
+METHOD = Atp(layers=(2, 5, 8), hidden_width=32, self_norm="minmax", cross_norm="minmax", self_weight=0.1)
+START = (32, 14, 3)
 TRAINING = AtpTraining(
-    temperature_start=20.0,
-    temperature_end=1000.0,
-    lambda_atp=0.02,
+    temperature_start=50.0,
+    temperature_end=2000.0,
+    drop_below=1e-6,
+    lambda_atp=0.005,
     lambda_target=0.02,
-    target_tokens=33.0,
+    target_tokens=35.0,
     learning_rate=2e-3,
-    theta_r=0.3,
-    theta_s=0.7,
+    theta_s=0.93,
 )
 
 
@@ -326,6 +342,7 @@ def main() -> None:
     validation = asker.held_out(400, VALIDATION_SEED)
     say(f"{len(questions.examples)} questions about {arguments.pictures} pictures")
     soft = SoftPrunedDecoder(model, METHOD, TRAINING)
+    calibrate(soft, Batch.of(model, questions, range(96)), START)
     train(
         model,
         soft,
