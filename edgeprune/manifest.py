@@ -233,7 +233,6 @@ class Manifest:
     graphs: dict[str, GraphEntry]
     preprocessing: dict[str, Any]
     prompt: dict[str, Any]
-    eos_token_ids: tuple[int, ...]
     tokenizer: FileEntry
     parity: dict[str, ParityEntry]
     calibration: dict[str, Any] | None = None

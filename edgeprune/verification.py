@@ -46,7 +46,7 @@ def verify(
     for name, graph in opened.manifest.graphs.items():
         try:
             onnx.checker.check_model(str(opened.file(graph.file)), full_check=True)
-        except onnx.checker.ValidationError as error:
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise BundleError(
                 f"the graph '{name}' is not valid ONNX ({error}): export the checkpoint again"
             ) from error

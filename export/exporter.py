@@ -18,7 +18,6 @@ from edgeprune.errors import CheckpointError, ParityError, PromptError, PruningE
 from edgeprune.export.check_pictures import check_pictures
 from edgeprune.export.external_data import WeightStore
 from edgeprune.export.parity import Prompt, StageCase, check_graph, record_cases
-from edgeprune.export.passes import fold_transposed_weights
 from edgeprune.export.preprocessing import image_preprocessing_from_checkpoint
 from edgeprune.export.prompt import prompt_format_from_checkpoint, tokenizer_json_from_checkpoint
 from edgeprune.export.trace import trace_stage
@@ -132,7 +131,6 @@ def export(
             graphs=graphs,
             preprocessing=preprocessing.to_json(),
             prompt=prompt_format.to_json(),
-            eos_token_ids=prompt_format.eos_token_ids,
             tokenizer=file_entry(partial, tokenizer),
             parity=parity,
         )
@@ -193,7 +191,6 @@ def _export_graphs(
         progress.graph(stage.name, steps[0], 0, len(steps))
         graph = trace_stage(stage, model.dtype, opset)
         progress.graph(stage.name, steps[1], 1, len(steps))
-        fold_transposed_weights.apply(graph)
         ClearMetadataAndDocStringPass()(graph)
         data_files = store.externalise(graph, f"{graph_file}.data")
         ir.save(graph, folder / graph_file)

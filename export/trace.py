@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.export.operators import TRANSLATIONS, attach_functions, stable_sort
+from edgeprune.export.passes import fold_transposed_weights
 from edgeprune.stages import Stage, TensorSpec
 
 # Sizes that stand for dynamic dimensions while tracing: all different, and neither 0 nor 1, which torch specialises.
@@ -57,10 +58,13 @@ def trace_stage(stage: Stage, dtype: torch.dtype, opset: int) -> ir.Model:
             opset_version=opset,
             custom_translation_table={**TRANSLATIONS, torch.ops.aten.sort.stable: stable_sort.translation},
             dynamo=True,
-            optimize=True,
+            optimize=False,
             verbose=False,
         )
-    assert program is not None
+        assert program is not None
+        # Before the optimizer, which would fold the same transpositions by computing all of them at once.
+        fold_transposed_weights.apply(program.model)
+        program.optimize()
     model = program.model
     model.producer_name = "edgeprune"
     model.graph.name = stage.name

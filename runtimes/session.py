@@ -7,7 +7,7 @@ from types import TracebackType
 from PIL import Image
 
 from edgeprune.bundle import Bundle
-from edgeprune.errors import BackendError, PromptError
+from edgeprune.errors import BackendError
 from edgeprune.runtimes.answer import Answer
 from edgeprune.runtimes.backend import Backend
 from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch
@@ -122,7 +122,7 @@ class Session:
     ) -> Generator[str, None, Answer]:
         chain = self._chain
         if chain is None:
-            raise PromptError("the session is closed: open the bundle again")
+            raise BackendError("the session is closed: open the bundle again")
         watch = Stopwatch()
         with watch.time("total"):
             with watch.time("time_to_first_token"):
@@ -139,7 +139,7 @@ class Session:
                 token = sampler(logits)
             detokenizer = IncrementalDecoder(self.prompts.tokenizer)
             stops = StopMatcher(options.stop)
-            eos = self.bundle.manifest.eos_token_ids
+            eos = self.prompts.format.eos_token_ids
             watch.milliseconds["decode"] = 0.0
             tokens: list[int] = []
             pieces: list[str] = []

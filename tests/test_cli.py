@@ -175,6 +175,12 @@ def test_the_overlay_is_written(ask, tmp_path, suffix):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
+def test_each_picture_has_an_overlay(ask, picture, tmp_path):
+    result = ask("--image", picture, "--max-new-tokens", "1", "--overlay", tmp_path / "kept.png")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept-2.png", "kept.png"]
+
+
 def test_text_alone_has_no_sites(atp_bundle):
     result = invoke("run", atp_bundle, "--prompt", QUESTION, "--json", "--max-new-tokens", "3")
     assert result.exit_code == 0, result.output

@@ -156,7 +156,11 @@ def test_sites_and_segments_that_do_not_alternate(manifest, tmp_path):
         ("engines", None, "manifest.json.engines is"),
         ("surprise", 1, "unknown field 'surprise'"),
         ("geometry.surprise", 1, "geometry has an unknown field 'surprise'"),
-        ("eos_token_ids", [1, None], r"eos_token_ids\[1\] is"),
+        (
+            "segments",
+            [{"graph": "a", "layers": [1, None], "mlp_layers": [], "probe": False}],
+            r"layers\[1\] is",
+        ),
         ("opset", "long\n" * 1000, "manifest.json.opset is"),
     ],
 )

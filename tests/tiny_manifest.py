@@ -48,7 +48,6 @@ def write_files(folder: Path) -> Manifest:
         graphs={name: graph(name) for name in names},
         preprocessing={"size": 24},
         prompt={"image_token_id": 3},
-        eos_token_ids=(1,),
         tokenizer=file("tokenizer.json"),
         parity={"vision": ParityEntry(3, 1.5e-7, 1e-4, indices_identical=True)},
     )

@@ -9,8 +9,7 @@ Where the paper is silent:
   * Scores, their means over visual queries and their norms are weighted by the mask of the sites before, and
     multiplied by it before they enter the threshold heads: the heads see what they see in inference.
   * A token always sees itself (G_ii = 1), as in DynamicViT, which the paper cites for the masked softmax.
-  * Where no token would be left, the one with the highest S_red is, as in inference.
-  * N̄ is the mean over all layers of the decoder and over the batch.
+  * Where no token would be left, the one with the highest S_red is. N̄ is the mean over all layers and the batch.
 """
 
 import math
@@ -32,36 +31,27 @@ from edgeprune.models.llava import LlavaModel
 from edgeprune.prune.atp import Atp, ThresholdHeads, spatial_scores
 
 SOFTMAX_EPS = 1e-6
-# exp of a larger difference is not finite in float32; the mask beside it is 0 anyway.
-_MAX_EXPONENT = 80.0
 
 
 @dataclass(frozen=True)
 class AtpTraining:
     """How the threshold heads are trained. The defaults are the paper's, for 576 visual tokens.
 
-    At the paper's temperature a mask has a gradient only within about 1e-5 of its threshold; a schedule that
-    rises from about 10 trains from any start.
+    At the paper's temperature a mask has a gradient only within about 1e-5 of its threshold. Train with a rising
+    one: from 10 whatever the start, from a few hundred if the start is near the budget.
 
     Attributes:
-        temperature_start: T of Eq. 9 and 10 in the first step.
-        temperature_end: T in the last step; in between it changes geometrically.
-        straight_through: Whether the forward pass uses masks of 0 and 1 and only the gradient is that of the
-            soft ones: where a half-open mask shows the decoder too much of what inference drops.
+        temperature_start, temperature_end: T of Eq. 9 and 10 in the first and the last step; geometric between.
         drop_below: Tokens whose mask is below it are not computed, equally many of each picture. 0, the paper's
             form, computes them all; 1e-6 is faster and the same in float32.
         lambda_atp: Weight of the tokens that each site leaves (Eq. 12).
-        lambda_target: Weight of the distance to ``target_tokens`` (Eq. 13).
-        target_tokens: N_target, visual tokens in the mean over all layers.
-        learning_rate: Highest learning rate of the threshold heads.
-        warmup: Share of the steps in which the learning rate rises; a cosine follows.
-        theta_r: Threshold of S_red that training begins with.
-        theta_s: Threshold of S_spatial that training begins with.
+        lambda_target, target_tokens: Weight of the distance to N_target, and N_target (Eq. 13).
+        learning_rate, warmup: The highest rate, and the share of the steps in which it rises; a cosine follows.
+        theta_r, theta_s: Thresholds of S_red and S_spatial that training begins with.
     """
 
     temperature_start: float = 1e6
     temperature_end: float = 1e6
-    straight_through: bool = False
     drop_below: float = 0.0
     lambda_atp: float = 0.1
     lambda_target: float = 0.2
@@ -111,17 +101,14 @@ class SoftPrefill(NamedTuple):
 
 
 def masked_softmax(logits: Tensor, gate: Tensor, visible: Tensor) -> Tensor:
-    """exp(a_ij)·G_ij / Σ_k exp(a_ik)·G_ik over the visible entries, in float32.
-
-    Shapes:
-        logits and result: [B, H, R, S]; gate in [0, 1] and visible (bool): broadcast to [B, 1, R, S].
-    """
+    """exp(a_ij)·G_ij / Σ_k exp(a_ik)·G_ik over the visible entries, [B, H, R, S] float32."""
     logits = logits.float()
     weights = torch.where(visible, gate, 0.0)
     with torch.no_grad():
         # Of the weighted entries: a pruned token's large logit must not push the others' exponentials to 0.
         peak = (logits + weights.log()).amax(dim=-1, keepdim=True)
-    exponentials = (logits - peak).clamp(max=_MAX_EXPONENT).exp() * weights
+    # exp of more is not finite; the mask beside it is 0 anyway.
+    exponentials = (logits - peak).clamp(max=80).exp() * weights
     return exponentials / (exponentials.sum(dim=-1, keepdim=True) + SOFTMAX_EPS)
 
 
@@ -191,8 +178,7 @@ class SoftPrunedDecoder(nn.Module):
         state = _State(inputs_embeds, position_ids, is_text, gate, slots, rows)
         attend: AttentionFunction = fused_attention
         attention: AttentionOutput | None = None
-        sites, count = list[SoftSite](), state.alive.sum(dim=1)
-        counts = []
+        sites, counts, count = list[SoftSite](), list[Tensor](), state.alive.sum(dim=1)
         for index in range(model.config.decoder.num_layers):
             if attention is not None and index in self.method.layers:
                 site = self._site(len(sites), attention, state, temperature)
@@ -206,8 +192,8 @@ class SoftPrunedDecoder(nn.Module):
             visible = causal_mask(state.hidden.shape[1], 0, state.hidden.device)
             attention = layer.attention(state.hidden, angles, visible, attend=attend)
             state = state._replace(hidden=layer.feed_forward(attention.hidden))
-        index = state.position_ids.unsqueeze(2).expand_as(state.hidden)
-        hidden = torch.zeros_like(inputs_embeds).scatter(1, index, state.hidden)
+        places = state.position_ids.unsqueeze(2).expand_as(state.hidden)
+        hidden = torch.zeros_like(inputs_embeds).scatter(1, places, state.hidden)
         return SoftPrefill(model.head(hidden), tuple(sites), torch.stack(counts, dim=1))
 
     def _site(self, index: int, attention: AttentionOutput, state: "_State", temperature: float) -> SoftSite:
@@ -215,23 +201,15 @@ class SoftPrunedDecoder(nn.Module):
         alive = state.alive
         self_score = soft_normalise(_self_score(attention, state), alive, self.method.self_norm)
         cross_score = soft_normalise(_cross_score(attention, state), alive, self.method.cross_norm)
-
         grid = alive.new_zeros(alive.shape[0], self.num_patches)
-        theta_r, theta_s = self.heads[index](
-            grid.scatter(1, state.slots, self_score * alive),
-            grid.scatter(1, state.slots, cross_score * alive),
-        )
+        seen = (grid.scatter(1, state.slots, scores * alive) for scores in (self_score, cross_score))
+        theta_r, theta_s = self.heads[index](*seen)
         weight = self.method.self_weight
         redundant = weight * self_score + (1 - weight) * cross_score
-        margin_r = redundant - theta_r.unsqueeze(1)
-        margin_s = self.spatial[state.slots] - theta_s.unsqueeze(1)
-        if math.isinf(temperature):
-            mask = ((margin_r > 0) | (margin_s > 0)).float()
-        else:
-            mask = torch.sigmoid(torch.maximum(margin_r, margin_s) * temperature)
-            if self.options.straight_through:
-                mask = (mask > 0.5).float() + (mask - mask.detach())
-        mask = mask * alive
+        spatial = self.spatial[state.slots]
+        margin = torch.maximum(redundant - theta_r.unsqueeze(1), spatial - theta_s.unsqueeze(1))
+        passes = (margin > 0).float() if math.isinf(temperature) else torch.sigmoid(margin * temperature)
+        mask = passes * alive
         best = torch.where(alive > 0.5, redundant, -math.inf).argmax(dim=1, keepdim=True)
         none_left = (mask <= 0.5).all(dim=1, keepdim=True)
         survivor = torch.zeros_like(mask).scatter(1, best, none_left.float())

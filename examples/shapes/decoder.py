@@ -16,8 +16,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from muon import Optimizer
-from questions import KINDS, ask
-from scenes import GRID, describe, draw_scene, patch_owners, render
+from numpy.typing import NDArray
+from questions import COLUMNS, KINDS, ask
+from scenes import (
+    CELLS,
+    CHARACTERS,
+    COLORS,
+    GRID,
+    SHAPES,
+    SIZES,
+    Scene,
+    dense_labels,
+    describe,
+    draw_scene,
+    patch_owners,
+    render,
+)
 from torch import Tensor, nn
 from tower import normalise
 from transformers import (
@@ -30,6 +44,7 @@ from transformers import (
 
 VISUAL = GRID * GRID
 WIDTH = 128
+ON_OBJECT = len(COLORS) + len(SHAPES) + len(SIZES) + 1 + len(CHARACTERS)
 HARD_KINDS = ("count_side", "character_in", "holder_of", "side", "count_some", "color_of", "column_of")
 CAPTION_PROMPT = "describe the picture."
 QUESTION_SLOTS = 16
@@ -58,6 +73,7 @@ def llava_config(tokenizer: PreTrainedTokenizerFast, clip: CLIPModel) -> LlavaCo
         num_key_value_heads=2,
         max_position_embeddings=512,
         rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -311,6 +327,87 @@ def build_llava(tokenizer: PreTrainedTokenizerFast, clip: CLIPModel) -> LlavaFor
     return model
 
 
+def _attributes(scene: Scene) -> NDArray[np.float32]:
+    """Everything worth knowing about each patch as +2 (is so) and -2 (is not), and its place."""
+    labels = dense_labels(scene)
+    rows, columns = np.divmod(np.arange(VISUAL), GRID)
+    on_object = labels.color > 0
+    here = np.stack([columns + 0.5, rows + 0.5], axis=1)
+    place = np.where(on_object[:, None], here + labels.offset, here) / GRID * 4 - 2
+    flags = [labels.color == 1 + c for c in range(len(COLORS))]
+    flags += [labels.shape == 1 + c for c in range(len(SHAPES))]
+    flags += [labels.size == 1 + c for c in range(len(SIZES))]
+    flags += [labels.character == 1 + c for c in range(1 + len(CHARACTERS))]
+    flags += [on_object, labels.centre == 1, np.full(VISUAL, scene.background == "dark")]
+    flags += [columns * CELLS // GRID == c for c in range(CELLS)]
+    flags += [rows * CELLS // GRID == c for c in range(CELLS)]
+    flags += [columns == c for c in range(GRID)] + [rows == c for c in range(GRID)]
+    table = np.stack(flags, axis=1) * 4.0 - 2.0
+    return np.concatenate([table, place, -place], axis=1).astype(np.float32)
+
+
+@torch.no_grad()
+def start_projector(model: LlavaForConditionalGeneration, seed: int, pictures: int = 256) -> None:
+    """Start the projector as a read-out of the dense labels, fitted by least squares.
+
+    The visual tokens are then clean codes of colour, shape, size, character and place from the
+    first step on; hidden units that are left over read random directions.
+    """
+    rng = random.Random(f"projector {seed}")
+    scenes = [draw_scene(rng) for _ in range(pictures)]
+    raw = torch.from_numpy(np.stack([np.asarray(render(s)) for s in scenes]))
+    features = torch.cat([visual_features(model, part) for part in raw.split(32)]).flatten(0, 1).double()
+    target = torch.from_numpy(np.stack([_attributes(s) for s in scenes])).flatten(0, 1).double()
+    whitening = Whitening(features)
+    rows = (features - whitening.mean) @ whitening.inverse
+    rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype)], dim=1)
+    weight = torch.where(target[:, [ON_OBJECT]] > 0, 1.0, 0.25)
+    gram = rows.T @ (weight * rows)
+    solution = torch.linalg.solve(
+        gram + 1e-3 * len(rows) * torch.eye(len(gram), dtype=gram.dtype), rows.T @ (weight * target)
+    )
+    first, second = model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2
+    nn.init.normal_(first.weight, std=0.3 * WIDTH**-0.5)
+    nn.init.zeros_(first.bias)
+    first.weight[: target.shape[1]] = solution[:-1].T.float()
+    first.bias[: target.shape[1]] = solution[-1].float()
+    whitening.leave(first)
+    nn.init.orthogonal_(second.weight, gain=4.0)
+    nn.init.zeros_(second.bias)
+
+
+@torch.no_grad()
+def start_decoder(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Start the decoder so that words look for patches of the same meaning.
+
+    The words for attributes get the directions in which the projector writes those attributes, and
+    half of the query heads start as copies of their key heads ("mimetic" initialization), so that
+    a word attends to what resembles it and takes over what it finds there.
+    """
+    language, second = model.model.language_model, model.model.multi_modal_projector.linear_2
+    words = [*COLORS, *SHAPES, *SIZES, "", *CHARACTERS, "", "", "dark", *COLUMNS]
+    for unit, word in enumerate(words):
+        direction = second.weight[:, unit] / second.weight[:, unit].norm()
+        for form in (f" {word}", f" {word}s"):
+            ids = tokenizer.encode(form, add_special_tokens=False)
+            if word and len(ids) == 1:
+                language.embed_tokens.weight[ids[0]].mul_(0.5).add_(0.4 * direction)
+    config = model.config.text_config
+    size = config.hidden_size // config.num_attention_heads
+    share = config.num_attention_heads // config.num_key_value_heads
+    for layer in language.layers:
+        attention = layer.self_attn
+        for kv in range(config.num_key_value_heads):
+            there = slice(kv * size, (kv + 1) * size)
+            query = slice(kv * share * size, (kv * share + 1) * size)
+            match = nn.init.orthogonal_(torch.empty(size, WIDTH))
+            taken = nn.init.orthogonal_(torch.empty(size, WIDTH))
+            attention.k_proj.weight[there] = 1.5 * match
+            attention.q_proj.weight[query] = 1.5 * match
+            attention.v_proj.weight[there] = taken
+            attention.o_proj.weight[:, query] = 0.1 * taken.T
+
+
 @torch.no_grad()
 def visual_features(model: LlavaForConditionalGeneration, raw: Tensor) -> Tensor:
     """The patches as LLaVA reads them: the last layer but one, without the class token."""
@@ -334,14 +431,14 @@ def train_decoder(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     decoder = PackedDecoder(model, tokenizer)
+    start_projector(model, seed)
+    start_decoder(model, tokenizer)
     trained: list[nn.Module] = [model.model.multi_modal_projector, model.model.language_model]
     optimizer = Optimizer(trained, steps, muon_lr=0.015, fall=0.8)
     sample = Packs(tokenizer, seed, 1, 64)[0].raw
     whitening = Whitening(visual_features(model, sample))
-    first, second = model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2
-    for linear in (first, second):
-        nn.init.normal_(linear.weight, std=WIDTH**-0.5)
-        nn.init.zeros_(linear.bias)
+    first = model.model.multi_modal_projector.linear_1
+    whitening.enter(first)
     loader = torch.utils.data.DataLoader(
         Packs(tokenizer, seed, steps, size), batch_size=None, num_workers=1, prefetch_factor=8
     )

@@ -63,8 +63,7 @@ def _by_answer(options: Sequence[tuple[str, int]], rng: random.Random) -> tuple[
 
 
 def _groups(things: Sequence[Thing], sized: bool) -> list[tuple[str, int]]:
-    options = [(f"{c} objects", sum(t.color == c for t in things)) for c in COLORS]
-    options += [(f"{s}s", sum(t.shape == s for t in things)) for s in SHAPES]
+    options = [(f"{s}s", sum(t.shape == s for t in things)) for s in SHAPES]
     options += [(f"{z} objects", sum(t.size == z for t in things)) for z in SIZES]
     if sized:
         options += [
@@ -95,13 +94,8 @@ def _color_of(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def _shape_of(scene: Scene, rng: random.Random) -> Question | None:
-    forms: list[Callable[[Thing], str]] = [lambda t: t.color, lambda t: f"{t.size} {t.color}"]
-    form = rng.choice(forms)
-    things = _the_only(scene, form)
-    if not things:
-        return None
-    thing = rng.choice(things)
-    return Question("shape_of", f"what shape is the {form(thing)} object?", thing.shape)
+    thing = rng.choice(scene.things)
+    return Question("shape_of", f"what shape is the {thing.color} object?", thing.shape)
 
 
 def _size_of(scene: Scene, rng: random.Random) -> Question | None:

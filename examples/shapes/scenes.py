@@ -1,7 +1,7 @@
 """Draws the example's pictures: coloured shapes on cluttered backgrounds.
 
-A picture is a 3 x 3 arrangement of cells; two to five of them hold one object each. An object
-has a colour, a shape and a size, and a large object may carry a letter or a digit. Everything is
+A picture is a 3 x 3 arrangement of cells; two to four of them hold one object each. An object
+has a colour of its own, a shape and a size, and a large object may carry a letter or a digit. Everything is
 a function of the random generator that is handed in.
 """
 
@@ -58,7 +58,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """Colour and shape; unique within a scene."""
+        """Colour and shape; the colour is unique within a scene."""
         return f"{self.color} {self.shape}"
 
 
@@ -76,19 +76,14 @@ def _tint(rng: random.Random, color: Color, spread: int) -> Color:
     return red, green, blue
 
 
-def draw_scene(rng: random.Random, *, fewest: int = 2, most: int = 5) -> Scene:
-    """Draw a scene of ``fewest`` to ``most`` objects, no two of the same colour and shape.
+def draw_scene(rng: random.Random, *, fewest: int = 2, most: int = 4) -> Scene:
+    """Draw a scene of ``fewest`` to ``most`` objects, no two of the same colour.
 
-    A scene uses two or three shapes and two to four colours only, so that things repeat and
-    counting is worth asking about.
+    A scene uses two or three shapes only, so that shapes repeat and counting is worth asking about.
     """
     count = rng.randint(fewest, most)
-    while True:
-        shapes = rng.sample(SHAPES, rng.randint(2, 3))
-        colors = rng.sample(list(COLORS), rng.randint(2, 4))
-        if len(shapes) * len(colors) >= count:
-            break
-    pairs = rng.sample([(c, s) for c in colors for s in shapes], count)
+    shapes = rng.sample(SHAPES, rng.randint(2, 3))
+    pairs = [(color, rng.choice(shapes)) for color in rng.sample(list(COLORS), count)]
     cells = sorted(rng.sample(range(CELLS * CELLS), count))
     characters = rng.sample(CHARACTERS, count)
     things = []

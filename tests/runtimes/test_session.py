@@ -1,5 +1,6 @@
 """Sessions give the tokens and the kept indices of the torch reference."""
 
+import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ class Pair:
             pixels,
             guide,
             max_new_tokens=max_new_tokens,
-            eos_token_ids=manifest.eos_token_ids,
+            eos_token_ids=manifest.prompt["eos_token_ids"],
         )
 
     def chain(self) -> GraphChain:
@@ -299,7 +300,8 @@ def test_end_token_ends_the_answer(atp_bundle, tmp_path):
     end = whole[2]
     expected = whole[: whole.index(end)]
     shutil.copytree(atp_bundle, tmp_path / "b")
-    edit_json(tmp_path / "b" / MANIFEST_FILE, eos_token_ids=[1, end])
+    path = tmp_path / "b" / MANIFEST_FILE
+    edit_json(path, prompt={**json.loads(path.read_text())["prompt"], "eos_token_ids": [1, end]})
     with open_session(tmp_path / "b", threads=1) as session:
         answer = session.answer(PICTURES[:1], QUESTION, SamplingOptions(8))
     assert (answer.token_ids, answer.finish_reason) == (expected, "end")
