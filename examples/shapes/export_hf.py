@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
-from scenes import GRID, IMAGE_SIZE, PATCH_SIZE
+from scenes import IMAGE_SIZE, PATCH_SIZE
 from tower import MEAN, STD
 from transformers import (
     CLIPImageProcessor,
@@ -94,9 +95,12 @@ def save_llava(
         max_new_tokens=48,
     )
     _save(model, folder)
+    # Readers older than transformers 5 look for rope_theta by itself.
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["rope_theta"] = config["text_config"]["rope_parameters"]["rope_theta"]
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     processor = llava_processor(tokenizer)
     processor.save_pretrained(folder)
-    assert model.config.image_seq_length == GRID * GRID
     return processor
 
 

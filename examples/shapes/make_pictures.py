@@ -38,7 +38,7 @@ def main() -> None:
     rng = random.Random(SEED - 1)
     for index in range(columns * rows):
         sheet.paste(render(draw_scene(rng)), (index % columns * step, index // columns * step))
-    sheet.quantize(128).save(HERE / "contact_sheet.png", optimize=True)
+    sheet.save(HERE / "contact_sheet.png", optimize=True)
 
 
 if __name__ == "__main__":

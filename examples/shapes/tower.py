@@ -13,9 +13,9 @@ from muon import Optimizer
 from scenes import (
     CHARACTERS,
     COLORS,
+    GRID,
     IMAGE_SIZE,
     PATCH_SIZE,
-    GRID,
     SHAPES,
     SIZES,
     Scene,
@@ -81,8 +81,10 @@ class DenseHeads(nn.Module):
         self.read = nn.Linear(WIDTH, sum(self.sizes))
 
     def forward(self, patches: Tensor) -> tuple[Tensor, ...]:
-        """Logits of colour, shape, size, character, centre; the offset to the centre; then logits
-        of the patch's row and column, the place of the centre, and logits of the background.
+        """Read everything.
+
+        Logits of colour, shape, size, character and centre; the offset to the centre; logits of the
+        patch's own row and column; the place of the centre; logits of the background.
         """
         read: Tensor = self.read(self.norm(patches))
         return torch.split(read.float(), self.sizes, dim=-1)

@@ -38,7 +38,7 @@ def language_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 def caption_tokenizer(seed: int) -> CLIPTokenizer:
     """The CLIP text tower's tokenizer, trained on captions."""
-    rng = random.Random(seed + 1)
+    rng = random.Random(f"captions {seed}")
     return clip_tokenizer([describe(draw_scene(rng)) for _ in range(2000)])
 
 
