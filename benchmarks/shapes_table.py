@@ -96,7 +96,7 @@ def main() -> None:
     unpruned = _tally("unpruned", checkpoint, output / "shapes-unpruned", ())
     atp = _tally("ATP", checkpoint, output / "shapes-atp", None)
     for image, question, scene in held_out_questions(CALIBRATION_QUESTIONS, seed=arguments.seed + 1):
-        atp.ask(image, question.text, question.answer, len(scene.objects))
+        atp.ask(image, question.text, question.answer, len(scene.things))
     average = statistics.mean(atp.tokens)
     atp = Tally(atp.name, atp.session)
     tallies = [
@@ -109,7 +109,7 @@ def main() -> None:
     ]
     for image, question, scene in held_out_questions(arguments.questions, seed=arguments.seed):
         for tally in tallies:
-            tally.ask(image, question.text, question.answer, len(scene.objects))
+            tally.ask(image, question.text, question.answer, len(scene.things))
     text = _table(tallies, arguments.questions)
     print(text)
     print("\n" + _site_table(atp))

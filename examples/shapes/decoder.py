@@ -269,7 +269,9 @@ class PackedDecoder:
         positions = [torch.arange(self.prefix)]
         positions += [(self.prefix + torch.arange(g.shape[2])).repeat(g.shape[1]) for g in groups]
         cos, sin = self.language.rotary_emb(x, torch.cat(positions)[None])
-        cos, sin = cos[:, None].to(torch.bfloat16), sin[:, None].to(torch.bfloat16)
+        cos, sin = cos[:, None], sin[:, None]
+        if torch.is_autocast_enabled("cpu"):
+            cos, sin = cos.to(torch.bfloat16), sin.to(torch.bfloat16)
         masks = [torch.full((g.shape[2], g.shape[2]), float("-inf")).triu(1) for g in groups]
         scale = self.head_dim**-0.5
         repeat = self.heads // self.kv_heads

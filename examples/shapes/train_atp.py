@@ -355,7 +355,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the two files; default: the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--size", type=int, default=32, help="questions per step")
     parser.add_argument("--pictures", type=int, default=1500)
     parser.add_argument("--layers", type=int, nargs="+", default=METHOD.layers, help="sites lie before these")
