@@ -307,3 +307,9 @@ def test_the_learning_rate_rises_and_falls():
 def test_an_impossible_option_is_refused(option, value):
     with pytest.raises(PruningError, match=option):
         AtpTraining(**{option: value})
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5, math.nan])
+def test_a_weight_of_s_self_outside_0_to_1_is_refused(weight):
+    with pytest.raises(PruningError, match="'self_weight' is"):
+        Atp(self_weight=weight)
