@@ -20,8 +20,8 @@ help: ## List the targets
 demo: $(STAMP) ## Export the example checkpoint, ask it about a picture, draw the kept tokens
 	@mkdir -p out
 	$(BIN)/edgeprune export $(EXAMPLE)/checkpoint -o $(DEMO)
-	$(BIN)/edgeprune run $(DEMO) --image $(EXAMPLE)/pictures/scene3.png \
-		--prompt "which letter is in the yellow triangle?" --overlay $(DEMO).png
+	$(BIN)/edgeprune run $(DEMO) --image $(EXAMPLE)/pictures/scene4.png \
+		--prompt "which letter is in the green diamond?" --overlay $(DEMO).png
 	@echo "The kept tokens are drawn in $(DEMO).png"
 
 test: $(STAMP) lint types unit ## Everything that must pass: lint, format, types, tests
