@@ -68,7 +68,8 @@ def export(
     """Export CHECKPOINT as a bundle, compared with PyTorch graph by graph."""
     from edgeprune.extras import require
 
-    require("torch", extra="export", purpose="to export checkpoints")
+    for module in ("torch", "onnx", "onnx_ir", "onnxscript"):
+        require(module, extra="export", purpose="to export checkpoints")
     from edgeprune.export import exporter
     from edgeprune.export.progress import ProgressBars
     from edgeprune.prune.choice import choose_methods
