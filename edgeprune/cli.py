@@ -11,6 +11,7 @@ from rich.table import Table
 
 import edgeprune
 from edgeprune.errors import EdgepruneError, PictureError, PruningError
+from edgeprune.interruption import Interruption
 from edgeprune.json_data import to_json
 
 
@@ -18,8 +19,10 @@ class _Group(click.Group):
     """Prints our own errors as one line; ``--debug`` shows where they come from."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        ctx.obj = Interruption()
         try:
-            return super().invoke(ctx)
+            with ctx.obj:
+                return super().invoke(ctx)
         except EdgepruneError as error:
             if ctx.params.get("debug"):
                 raise
@@ -54,7 +57,9 @@ def main(debug: bool) -> None:
 @click.option(
     "--check-image", multiple=True, type=click.Path(path_type=Path), help="Picture to compare the graphs on."
 )
+@click.pass_obj
 def export(
+    interruption: Interruption,
     checkpoint: Path,
     output: Path,
     method: str | None,
@@ -76,7 +81,7 @@ def export(
     from edgeprune.runtimes.preprocessing import read_picture
 
     methods = choose_methods(checkpoint, method, preset, dict(_setting(text) for text in settings))
-    with ProgressBars() as progress:
+    with ProgressBars(interruption.check) as progress:
         bundle = exporter.export(
             checkpoint,
             output,
@@ -138,13 +143,18 @@ def run(
     threads: int | None,
 ) -> None:
     """Answer a question about pictures with BUNDLE."""
-    if overlay is not None and not images:
-        raise PictureError("--overlay draws on a picture: give one with --image")
+    if overlay is not None:
+        from edgeprune.runtimes.overlay import check_overlay_path, save_overlay
+
+        if not images:
+            raise PictureError("--overlay draws on a picture: give one with --image")
+        check_overlay_path(overlay)
     options = edgeprune.SamplingOptions(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
     )
     with edgeprune.open_session(bundle, provider=provider, threads=threads) as session:
         steps = session.stream(images, prompt, options)
+        begun = False
         while True:
             try:
                 piece = next(steps)
@@ -152,16 +162,17 @@ def run(
                 answer: edgeprune.Answer = finished.value
                 break
             if stream and not as_json:
-                click.echo(piece, nl=False)
+                # The first word's space belongs between prompt and answer.
+                shown = piece if begun else piece.lstrip()
+                begun = begun or bool(shown)
+                click.echo(shown, nl=False)
         if as_json:
             click.echo(json.dumps(answer.to_json(), ensure_ascii=False))
         else:
-            click.echo("" if stream else answer.text)
+            click.echo("" if stream else answer.text.lstrip())
             for line in _answer_lines(answer):
                 click.echo(line, err=True)
         if overlay is not None:
-            from edgeprune.runtimes.overlay import save_overlay
-
             for index, image in enumerate(images):
                 # Further pictures get files of their own: out.png, out-2.png …
                 path = overlay.with_name(f"{overlay.stem}-{index + 1}{overlay.suffix}") if index else overlay

@@ -103,10 +103,7 @@ def _cost_note(inspection: Inspection) -> str:
     prefill = inspection.prefill
     average = f"{prefill.average_visual_tokens:.1f} visual tokens in a decoder layer on average"
     if prefill.counts == BOUND:
-        return (
-            f"Unpruned bound, {average}: how many tokens\n"
-            "are kept depends on the input; calibration gives real counts (edgeprune calibrate)."
-        )
+        return f"Unpruned bound, {average}:\nhow many tokens are kept depends on the input."
     return f"{average}; kept tokens are calibration means." if prefill.counts == CALIBRATED else f"{average}."
 
 

@@ -81,7 +81,13 @@ def check_graph(path: Path, cases: Sequence[StageCase], dtype: torch.dtype) -> P
         ParityError: An output differs by more than the tolerance, or an index differs at all.
     """
     onnxruntime: Any = require("onnxruntime", extra="export", purpose="to check the exported graphs")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # every failure has a class of its own, without a common base
+        raise ParityError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot open {path.name} ({error}): "
+            "install another version, or report it with the checkpoint's config.json"
+        ) from error
     names = [output.name for output in session.get_outputs()]
     fed = {value.name for value in session.get_inputs()}
     worst, has_indices = 0.0, False

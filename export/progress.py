@@ -1,5 +1,6 @@
 """A progress bar per graph for the command line."""
 
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -7,9 +8,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class ProgressBars:
-    """Draws one bar per graph on standard error; without a terminal, one line per finished graph."""
+    """Draws one bar per graph on standard error; without a terminal, one line per finished graph.
 
-    def __init__(self) -> None:
+    Args:
+        at_step: Called between two steps of the export, where it may raise to end it.
+    """
+
+    def __init__(self, at_step: Callable[[], None] = lambda: None) -> None:
+        self._at_step = at_step
         self._console = Console(stderr=True)
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -34,6 +40,7 @@ class ProgressBars:
 
     def graph(self, name: str, step: str, done: int, steps: int) -> None:
         """Move a graph's bar."""
+        self._at_step()
         if self._bars is None:
             if done == steps:
                 self._console.print(f"{name}: {step}", highlight=False, soft_wrap=True)

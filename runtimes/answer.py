@@ -33,7 +33,7 @@ class Answer:
         finish_reason: "end" (the model ended), "stop" (a stop text), or "length" (max_new_tokens).
         prompt_tokens: Rows of the prompt, visual tokens included.
         sites: What every pruning site did; empty for a prompt without pictures.
-        timings_ms: Milliseconds by stage; "time_to_first_token", "decode" and "total" sum up.
+        timings_ms: Milliseconds by stage; "total" is "time_to_first_token" and "decode", which are sums, too.
         decode_steps: Steps after prefill; the end token takes one, too.
     """
 

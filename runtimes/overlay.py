@@ -70,6 +70,20 @@ def draw_overlay(
     return _arrange(panels)
 
 
+def check_overlay_path(path: str | Path) -> None:
+    """Find out early what would keep an overlay from being written.
+
+    Raises:
+        PictureError: The extension is unknown, or there is no such folder.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        raise PictureError(f"{path} has no known extension: use one of {', '.join(_FORMATS)}")
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = f"{path} is a folder" if path.is_dir() else f"{path.parent} is no folder"
+        raise PictureError(f"{path} cannot be written ({wrong}): choose a file in a folder that exists")
+
+
 def save_overlay(image: Image.Image, path: str | Path) -> None:
     """Write the overlay; an interrupted write leaves what was there.
 
@@ -77,21 +91,19 @@ def save_overlay(image: Image.Image, path: str | Path) -> None:
         PictureError: The extension is unknown, or the file cannot be written.
     """
     path = Path(path)
-    file_format = _FORMATS.get(path.suffix.lower())
-    if file_format is None:
-        raise PictureError(f"{path} has no known extension: use one of {', '.join(_FORMATS)}")
+    check_overlay_path(path)
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as stream:
-            image.save(stream, format=file_format)
+            image.save(stream, format=_FORMATS[path.suffix.lower()])
         Path(temporary).chmod(0o644)  # mkstemp's own mode is for secrets
         Path(temporary).replace(path)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise PictureError(
-            f"{path} cannot be written ({error}): choose a folder that exists and is writable"
+            f"{path} cannot be written ({error}): free disk space or choose a folder that is writable"
         ) from error
 
 

@@ -1,30 +1,17 @@
 """The exported bundles, and what an export leaves behind when it fails or is interrupted."""
 
 import json
-import resource
-import shutil
-import subprocess
 import sys
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
-import torch
 from safetensors import safe_open
 
 import edgeprune
 from edgeprune import tensor_names as names
 from edgeprune.bundle import Bundle, sha256_of
-from edgeprune.checkpoint import load_checkpoint
-from edgeprune.errors import BundleError, CheckpointError, ParityError, PruningError
-from edgeprune.export.exporter import export
-from edgeprune.export.parity import StageCase, check_graph
-from edgeprune.export.passes import fold_transposed_weights
 from edgeprune.manifest import MANIFEST_FILE
-from edgeprune.prune.random_tokens import RandomTokens
-from edgeprune.runtimes.session import open_session
 
 KINDS = ("atp", "atp_float16", "ivtp", "random", "unpruned")
 FUSED_OPERATORS = {"RotaryEmbedding", "RMSNormalization"}
@@ -33,12 +20,6 @@ FUSED_OPERATORS = {"RotaryEmbedding", "RMSNormalization"}
 @pytest.fixture(params=KINDS)
 def bundle(request) -> Bundle:
     return Bundle.open(request.getfixturevalue(f"{request.param}_bundle"), check_all=True)
-
-
-@pytest.fixture
-def older(unpruned_bundle, tmp_path) -> Path:
-    """A bundle at the place where the next one is to be written."""
-    return Path(shutil.copytree(unpruned_bundle, tmp_path / "out" / "bundle"))
 
 
 def graphs_of(bundle: Bundle) -> dict[str, onnx.ModelProto]:
@@ -76,18 +57,6 @@ def nodes_of(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         nodes.append(node)
         pending += [inner for attribute in node.attribute for inner in attribute.g.node]
     return nodes
-
-
-def beside(path: Path) -> set[str]:
-    return {entry.name for entry in path.parent.iterdir()}
-
-
-def answers(path: Path) -> bool:
-    with open_session(path, threads=1) as session:
-        return bool(session.answer([np.zeros((24, 24, 3), np.uint8)], "What is it?").token_ids)
-
-
-# What is in a bundle
 
 
 def test_graphs_are_valid_and_take_what_the_manifest_says(bundle):
@@ -298,202 +267,6 @@ def test_weights_are_not_transposed_at_run_time(bundle):
         stored = {tensor.name for tensor in model.graph.initializer}
         transposed = {node.input[0] for node in model.graph.node if node.op_type == "Transpose"}
         assert not stored & transposed, name
-
-
-# The comparison with the reference
-
-
-@pytest.fixture
-def embed_case(tied_folder) -> StageCase:
-    model = load_checkpoint(tied_folder, dtype=torch.float32)
-    inputs = {
-        names.INPUT_IDS: torch.tensor([[5, 3, 3, 9]]),
-        names.IMAGE_FEATURES: torch.randn(2, 32, generator=torch.Generator().manual_seed(0)),
-        names.IMAGE_SLOTS: torch.tensor([4, 6]),
-    }
-    return StageCase("a test", inputs, model.embed(inputs))
-
-
-def test_graph_that_agrees(unpruned_bundle, embed_case):
-    parity = check_graph(unpruned_bundle / "embed.onnx", [embed_case], torch.float32)
-    assert (parity.cases, parity.indices_identical, parity.max_abs_diff) == (1, True, 0.0)
-    assert check_graph(unpruned_bundle / "embed.onnx", [], torch.float32).indices_identical is None
-
-
-@pytest.mark.parametrize(
-    ("output", "change", "message"),
-    [
-        (
-            names.INPUTS_EMBEDS,
-            lambda t: t + 1e-2,
-            r"output inputs_embeds, a test: differs from torch by 1\.00e-02",
-        ),
-        (names.INPUTS_EMBEDS, lambda t: t * torch.nan, "differs from torch by nan"),
-        (names.INPUTS_EMBEDS, lambda t: t[:, :-1], r"shape \[1, 4, 32\], torch has \[1, 3, 32\]"),
-        (names.VISUAL_SLOTS, lambda t: t + torch.tensor([0, 0, 1, 0]), "1 of 4 indices differ from torch"),
-        (names.VISUAL_SLOTS, lambda t: t[:3], r"shape \[4\], torch has \[3\]"),
-    ],
-)
-def test_graph_that_disagrees(unpruned_bundle, embed_case, output, change, message):
-    wrong = replace(embed_case, outputs=embed_case.outputs | {output: change(embed_case.outputs[output])})
-    with pytest.raises(ParityError, match=message):
-        check_graph(unpruned_bundle / "embed.onnx", [embed_case, wrong], torch.float32)
-
-
-def test_changed_weight_is_found(unpruned_bundle, embed_case, tmp_path):
-    shutil.copytree(unpruned_bundle, tmp_path / "bundle")
-    table = np.memmap(tmp_path / "bundle" / "embed.onnx.data", np.float32, "r+")
-    table[5 * 32] += 0.01  # token 5 is in the case
-    table.flush()
-    with pytest.raises(ParityError, match=r"embed\.onnx, output inputs_embeds.* by 1\.00e-02"):
-        check_graph(tmp_path / "bundle" / "embed.onnx", [embed_case], torch.float32)
-
-
-def test_half_precision_is_compared_relative_to_the_magnitude(unpruned_bundle, embed_case):
-    big = embed_case.outputs[names.INPUTS_EMBEDS] + 0.015
-    wrong = replace(embed_case, outputs=embed_case.outputs | {names.INPUTS_EMBEDS: big})
-    assert check_graph(unpruned_bundle / "embed.onnx", [wrong], torch.float16).max_abs_diff > 0.01
-    with pytest.raises(ParityError):
-        check_graph(unpruned_bundle / "embed.onnx", [wrong], torch.float32)
-
-
-# Exports that fail
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"dtype": "int8"}, CheckpointError, "dtype 'int8' is unknown, allowed: float32, float16"),
-        ({"opset": 19}, CheckpointError, "opset 19 is out of range, allowed: 20 … 23"),
-        ({"opset": 24}, CheckpointError, "opset 24"),
-        ({"methods": [RandomTokens(keep=99)]}, PruningError, "a picture has 36"),
-    ],
-)
-def test_refused_before_anything_is_written(tied_folder, tmp_path, arguments, error, message):
-    with pytest.raises(error, match=message):
-        export(tied_folder, tmp_path / "new" / "bundle", **arguments)
-    assert not (tmp_path / "new").exists()
-
-
-def test_foreign_folder_is_refused_and_untouched(tied_folder, tmp_path):
-    target = tmp_path / "out" / "photos"
-    target.mkdir(parents=True)
-    (target / "cat.png").write_text("meow")
-    with pytest.raises(BundleError, match="exists and is no bundle"):
-        export(tied_folder, target)
-    assert [(path.name, path.read_text()) for path in target.iterdir()] == [("cat.png", "meow")]
-    assert beside(target) == {"photos"}
-
-
-def test_checkpoint_is_not_overwritten(tied_folder):
-    before = {path.name for path in tied_folder.iterdir()}
-    with pytest.raises(BundleError, match="exists and is no bundle"):
-        export(tied_folder, tied_folder)
-    assert {path.name for path in tied_folder.iterdir()} == before
-
-
-def test_older_bundle_is_replaced(tied_folder, older):
-    (older / "left over").write_text("")
-    opened = export(tied_folder, older, methods=[RandomTokens(keep=5)])
-    assert opened.manifest == Bundle.open(older, check_all=True).manifest
-    assert opened.manifest.geometry.tokens_per_image == 5
-    assert not (older / "left over").exists()
-    assert beside(older) == {"bundle"}
-    assert answers(older)
-
-
-@dataclass
-class Interrupting:
-    """Progress that interrupts the export before a step."""
-
-    where: tuple[str, str]
-
-    def graph(self, name: str, step: str, done: int, steps: int) -> None:  # noqa: ARG002 - the protocol's
-        if (name, step) == self.where:
-            raise KeyboardInterrupt
-
-
-def test_interrupt_in_the_middle_leaves_the_older_bundle(tied_folder, older):
-    manifest = Bundle.open(older).manifest
-    with pytest.raises(KeyboardInterrupt):
-        export(tied_folder, older, progress=Interrupting(("vision", "compare")))
-    assert beside(older) == {"bundle"}
-    assert Bundle.open(older, check_all=True).manifest == manifest
-    assert answers(older)
-
-
-def test_graph_that_computes_something_else_is_not_exported(tied_folder, older, monkeypatch):
-    def damage(model) -> None:
-        """One weight of the tower's patches is another."""
-        name = next(n for n in model.graph.initializers if "patch_embedding" in n)
-        value = model.graph.initializers[name]
-        array = value.const_value.numpy().copy()
-        array.flat[0] += 1
-        value.const_value = onnx_ir_tensor(array, name)
-
-    monkeypatch.setattr(fold_transposed_weights, "apply", damage)
-    with pytest.raises(ParityError, match=r"vision\.onnx, output image_features"):
-        export(tied_folder, older)
-    assert beside(older) == {"bundle"}
-    Bundle.open(older, check_all=True)
-
-
-def onnx_ir_tensor(array, name):
-    import onnx_ir
-
-    return onnx_ir.tensor(array, name=name)
-
-
-def test_full_disk(tied_folder, tmp_path):
-    """A file system of 32 KiB: the weights of the vision tower do not fit."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting needs root")
-    try:
-        with pytest.raises(BundleError, match=r"No space left on device.*free disk space") as caught:
-            export(tied_folder, disk / "bundle")
-        assert "\n" not in str(caught.value)
-        assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_file_size_limit(tied_folder, older):
-    """The same without root: files beyond 32 KiB are refused by the system."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (32 * 1024, limits[1]))
-    try:
-        with pytest.raises(BundleError, match="File too large"):
-            export(tied_folder, older)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert beside(older) == {"bundle"}
-    Bundle.open(older, check_all=True)
-
-
-def test_killed_export_is_cleared_away_by_the_next(tied_folder, tmp_path):
-    """What a killed process leaves is a folder with its id; only the next export can remove it."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    abandoned = tmp_path / f".bundle.partial-{process.pid}"
-    abandoned.mkdir()
-    (abandoned / "vision.onnx.data").write_bytes(bytes(100))
-    with pytest.raises(KeyboardInterrupt):
-        export(tied_folder, tmp_path / "bundle", progress=Interrupting(("vision", "trace")))
-    assert not list(tmp_path.iterdir())
-
-
-def test_clip_without_tokenizer(ivtp_folder, clip_folder, tmp_path):
-    """transformers would make up a tokenizer that knows no word."""
-    clip = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
-    (clip / "tokenizer.json").unlink()
-    with pytest.raises(PruningError, match="has no tokenizer: save the one of CLIP there"):
-        export(ivtp_folder, tmp_path / "bundle", clip=clip)
-    assert beside(tmp_path / "bundle") == {"clip"}
 
 
 def test_manifest_is_plain_json(bundle):

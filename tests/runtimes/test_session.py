@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,13 +317,29 @@ def test_timings_and_json(session):
     assert set(answer.timings_ms) == stages | {"time_to_first_token", "total"}
     assert all(value >= 0 for value in answer.timings_ms.values())
     first, total = answer.timings_ms["time_to_first_token"], answer.timings_ms["total"]
-    assert first + answer.timings_ms["decode"] <= total + 1e-3
+    assert first + answer.timings_ms["decode"] == pytest.approx(total)
     assert sum(value for name, value in answer.timings_ms.items() if name.startswith("prefill")) <= first
     assert answer.decode_tokens_per_second == pytest.approx(2000 / answer.timings_ms["decode"])
     data = answer.to_json()
     assert data["token_ids"] == list(answer.token_ids)
     assert data["prompt_tokens"] == answer.prompt_tokens > 36
     assert [site["kept"] for site in data["sites"]] == [site.kept for site in answer.sites]
+
+
+def test_time_of_the_caller_is_not_counted(session):
+    steps = session.stream(PICTURES[:1], QUESTION, SamplingOptions(6))
+    started, waited = time.perf_counter(), 0.0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            answer = finished.value
+            break
+        time.sleep(0.05)
+        waited += 0.05
+    elapsed = time.perf_counter() - started
+    assert waited > 0
+    assert answer.timings_ms["total"] <= 1000 * (elapsed - waited)
 
 
 def test_text_has_no_sites_and_no_decode_rate_for_one_token(session):
