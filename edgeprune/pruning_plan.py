@@ -7,7 +7,7 @@ from torch import Tensor
 
 from edgeprune.errors import PruningError
 from edgeprune.models.clip import VisionPruner
-from edgeprune.models.llama import Cut, check_cuts
+from edgeprune.models.llama import Cut, LlamaDecoder, check_cuts
 from edgeprune.prune.method import DecoderSite, ModelGeometry, ProbeSpec, PruningMethod, SiteSelector
 
 
@@ -27,13 +27,15 @@ class PlannedSite:
     index: int
     site: DecoderSite
 
-    def selector(self, geometry: ModelGeometry, weights: Mapping[str, Tensor]) -> SiteSelector:
+    def selector(
+        self, geometry: ModelGeometry, weights: Mapping[str, Tensor], decoder: LlamaDecoder
+    ) -> SiteSelector:
         """Build the site's module from the pruning weights of all methods ("atp.site0.proj.weight" …)."""
         prefix = f"{self.method.name}."
         own = {
             name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)
         }
-        return self.method.selector(self.index, geometry, own)
+        return self.method.selector(self.index, geometry, own, decoder)
 
 
 @dataclass(frozen=True)

@@ -285,7 +285,7 @@ class SelectStage(Stage):
         super().__init__()
         self.name = planned.name
         self.planned = planned
-        self.selector = planned.selector(plan.geometry, weights)
+        self.selector = planned.selector(plan.geometry, weights, segment.model.language_model)
         produced = {spec.name: spec for spec in segment.outputs}
         missing = [name for name in planned.site.reads if name not in produced]
         if missing:

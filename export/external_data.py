@@ -7,6 +7,8 @@ from typing import BinaryIO
 import onnx_ir as ir
 import torch
 
+from edgeprune.export.passes.fold_transposed_weights import SOURCE
+
 # Small tensors stay in the model; ONNX Runtime and TensorRT read shapes and axes from there.
 _MIN_BYTES = 1024
 # A memory-mapped file is readable at page granularity; ONNX Runtime maps tensors that start on a page.
@@ -54,10 +56,11 @@ class WeightStore:
 
     def _place(self, tensor: ir.TensorProtocol, file: BinaryIO, file_name: str) -> tuple[str, int, int]:
         """Where a tensor lies (file, offset, length); writes it if no graph has."""
-        raw = getattr(tensor, "raw", None)
+        source = tensor.meta.get(SOURCE)
+        raw = getattr(tensor if source is None else source, "raw", None)
         key = None
         if isinstance(raw, torch.Tensor):
-            key = (raw.data_ptr(), tuple(raw.shape), raw.stride(), raw.dtype)
+            key = (raw.data_ptr(), tuple(raw.shape), raw.stride(), raw.dtype, source is None)
             if key in self._written:
                 return self._written[key]
         file.write(b"\0" * (-file.tell() % _PAGE))

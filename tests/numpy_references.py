@@ -123,3 +123,43 @@ def ivtp_decoder_scores(context, probes, values):
         for (query, key), (probe_query, probe_key) in zip(context, probes, strict=True)
     ]
     return rollout(matrices)[-1, :-1] * value_norms(values)
+
+
+def last_row_scores(query, key):
+    """[S] from query [H, S, D] and key [Hkv, S, D]: the last row's attention, heads averaged."""
+    return softmax(attention_logits(query, key)[:, -1:]).mean(axis=(0, 1))
+
+
+def adaptprune_kept(scores, keys, slots, grid, count, method):
+    """Kept visual rows, ascending, and the smallest relative gap by which any choice was made.
+
+    scores: [S]; keys: [S, F]; slots: [S].
+    """
+    rows, columns = grid
+    patches = rows * columns
+    centre = np.zeros(patches)
+    for slot in range(patches):
+        y = (slot // columns) * rows / (rows - 1) - rows / 2
+        x = (slot % columns) * columns / (columns - 1) - columns / 2
+        centre[slot] = np.exp(-(y**2) / (2 * (rows / 2) ** 2) - x**2 / (2 * (columns / 2) ** 2))
+    centre /= centre.max()
+    left = {row: scores[row] * centre[slots[row] % patches] for row in np.flatnonzero(slots >= 0)}
+    kept, gap = [], np.inf
+    while left and len(kept) < count:
+        best = min(left, key=lambda row: (-left[row], row))
+        others = [left[best] - value for row, value in left.items() if row != best and value != left[best]]
+        gap = min([gap, *(difference / left[best] for difference in others if left[best] > 0)])
+        kept.append(best)
+        del left[best]
+        for row in left:
+            if slots[row] // patches != slots[best] // patches:
+                continue
+            here, there = slots[row] % patches, slots[best] % patches
+            distance = np.hypot(here // columns - there // columns, here % columns - there % columns)
+            if distance > method.max_distance:
+                continue
+            cosine = keys[row] @ keys[best] / np.linalg.norm(keys[row]) / np.linalg.norm(keys[best])
+            near = np.exp(-(distance**2) / (2 * method.distance_sigma**2))
+            like = np.exp(-((1 - cosine) ** 2) / (2 * method.similarity_sigma**2))
+            left[row] *= 1 - near * like
+    return sorted(kept), gap

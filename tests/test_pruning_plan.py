@@ -57,7 +57,7 @@ def test_sites_of_two_methods_follow_the_decoder():
     assert both.probe.layers == (0, 1)
     # Every site gets the weights of its own method and number.
     weights = {name: torch.randn(shape) for name, shape in both.weight_shapes().items()}
-    selector = both.sites[3].selector(GEOMETRY, weights)
+    selector = both.sites[3].selector(GEOMETRY, weights, None)
     assert isinstance(selector, AtpSelector)
     assert torch.equal(selector.heads.proj.weight, weights["atp.site1.proj.weight"])
     assert selector.layer == 6

@@ -25,7 +25,8 @@ ATTENTION_SCORE_MODES = (PROBABILITIES, LOGITS)
 
 THRESHOLD = "threshold"
 TOPK = "topk"
-TOKEN_SELECT_MODES = (THRESHOLD, TOPK)
+SOFT_NMS = "soft_nms"
+TOKEN_SELECT_MODES = (THRESHOLD, SOFT_NMS, TOPK)
 
 MAX_GATHERED = 8
 """Most data tensors that one TokenGather takes."""

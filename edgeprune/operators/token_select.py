@@ -2,7 +2,7 @@
 
 Torch references of the operator's modes; the ONNX functions are ``edgeprune.export.operators.token_select``.
 
-Both modes return ``keep_indices`` (the kept rows, ascending, then the dropped rows, ascending: a permutation
+Every mode returns ``keep_indices`` (the kept rows, ascending, then the dropped rows, ascending: a permutation
 of 0 … S-1) and ``keep_count``, so no shape depends on the data. Rows that are not droppable (text) are always
 kept. A NaN score is the lowest of all, below -inf; +0 and -0 are equal; equal scores go to the lower index.
 """
@@ -53,6 +53,54 @@ def select_top_k(scores: Tensor, num_keep: Tensor | int, droppable: Tensor) -> t
     return keep_indices, keep_count
 
 
+def select_by_soft_nms(
+    scores: Tensor,
+    num_keep: Tensor | int,
+    droppable: Tensor,
+    features: Tensor,
+    places: Tensor,
+    nearness: Tensor,
+    *,
+    similarity_sigma: float,
+) -> tuple[Tensor, Tensor]:
+    """Keep ``num_keep`` droppable rows, one after the other, each lowering the scores of its likes nearby.
+
+    The row i with the highest score is kept; the score of every row j is multiplied by
+    1 - nearness[d²]·exp(-(1 - cos)²/2σ²), with the squared distance of i and j and the cosine of their features;
+    then the next is chosen among those that are left. ``num_keep`` is clamped to [0, number of droppable rows].
+
+    Nearness is a table and not an expression, so that every runtime multiplies by the same numbers and rows that
+    are alike in everything tie everywhere.
+
+    Shapes:
+        scores: [1, S] float32
+        num_keep: [] int64
+        droppable: [S] bool
+        features: [S, F] float32
+        places: [S, 2] int64, where a row lies; only differences count
+        nearness: [W] float32 in [0, 1], by squared distance; the last entry holds for everything further away
+        returns: keep_indices [S] int64, keep_count [] int64
+
+    Args:
+        scores: The higher, the sooner kept.
+        num_keep: How many.
+        droppable: Rows to choose from; the others are kept.
+        features: What similarity is measured on.
+        places: What distance is measured on.
+        nearness: How much a distance suppresses.
+        similarity_sigma: σ.
+
+    Raises:
+        PruningError: The shapes or types do not fit.
+    """
+    if not isinstance(num_keep, Tensor):
+        num_keep = torch.tensor(num_keep, dtype=torch.int64, device=scores.device)
+    keep_indices, keep_count = _select_by_soft_nms(
+        scores, num_keep, droppable, features, places, nearness, similarity_sigma
+    )
+    return keep_indices, keep_count
+
+
 @torch.library.custom_op("edgeprune::token_select_threshold", mutates_args=())
 def _select_by_threshold(scores: Tensor, thresholds: Tensor, droppable: Tensor) -> tuple[Tensor, Tensor]:
     _check(scores, droppable)
@@ -68,13 +116,47 @@ def _select_by_threshold(scores: Tensor, thresholds: Tensor, droppable: Tensor) 
 
 @torch.library.custom_op("edgeprune::token_select_topk", mutates_args=())
 def _select_top_k(scores: Tensor, num_keep: Tensor, droppable: Tensor) -> tuple[Tensor, Tensor]:
-    _check(scores, droppable)
-    if scores.shape[0] != 1 or num_keep.dim() != 0:
-        raise PruningError(
-            f"select_top_k takes scores [1, S] and a scalar num_keep; got {list(scores.shape)} and "
-            f"{list(num_keep.shape)}"
-        )
+    _check_top_k(scores, num_keep, droppable)
     return _partition(~droppable | (_rank_by_score(scores[0], droppable) < num_keep))
+
+
+@torch.library.custom_op("edgeprune::token_select_soft_nms", mutates_args=())
+def _select_by_soft_nms(
+    scores: Tensor,
+    num_keep: Tensor,
+    droppable: Tensor,
+    features: Tensor,
+    places: Tensor,
+    nearness: Tensor,
+    similarity_sigma: float,
+) -> tuple[Tensor, Tensor]:
+    _check_top_k(scores, num_keep, droppable)
+    S = scores.shape[1]
+    if features.dim() != 2 or features.shape[0] != S or places.shape != (S, 2) or nearness.dim() != 1:
+        raise PruningError(
+            f"select_by_soft_nms takes features [S, F], places [S, 2] and nearness [W] for {S} rows; got "
+            f"{list(features.shape)}, {list(places.shape)} and {list(nearness.shape)}"
+        )
+    # Every score is finite from here on, so that minus infinity can mean "not to be had".
+    limits = torch.finfo(torch.float32)
+    score = torch.where(scores[0].isnan(), limits.min, scores[0]).clamp(limits.min, limits.max)
+    direction = unit_rows(features)
+    available = droppable.clone()
+    for _ in range(min(int(num_keep), int(droppable.sum()))):
+        chosen = torch.where(available, score, -torch.inf).argmax()
+        available[chosen] = False
+        offset = places - places[chosen]
+        squared = (offset * offset).sum(dim=1).clamp(max=nearness.shape[0] - 1)
+        unlike = 1.0 - direction @ direction[chosen]
+        likeness = torch.exp(-0.5 / similarity_sigma**2 * (unlike * unlike))
+        score = score * (1.0 - nearness[squared] * likeness)
+    return _partition(~available)
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """Rows of length one, [S, F] float32; a row of zeros stays so."""
+    rows = features.float()
+    return rows / rows.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
 @_select_by_threshold.register_fake
@@ -84,6 +166,11 @@ def _select_by_threshold_fake(scores: Tensor, *_: object) -> tuple[Tensor, Tenso
 
 @_select_top_k.register_fake
 def _select_top_k_fake(scores: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return _empty_selection(scores)
+
+
+@_select_by_soft_nms.register_fake
+def _select_by_soft_nms_fake(scores: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return _empty_selection(scores)
 
 
@@ -128,4 +215,13 @@ def _check(scores: Tensor, droppable: Tensor) -> None:
         raise PruningError(
             "token selection takes float32 scores and a boolean droppable; got "
             f"{scores.dtype} and {droppable.dtype}"
+        )
+
+
+def _check_top_k(scores: Tensor, num_keep: Tensor, droppable: Tensor) -> None:
+    _check(scores, droppable)
+    if scores.shape[0] != 1 or num_keep.dim() != 0:
+        raise PruningError(
+            f"selection of a number of rows takes scores [1, S] and a scalar num_keep; got "
+            f"{list(scores.shape)} and {list(num_keep.shape)}"
         )

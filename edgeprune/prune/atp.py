@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from edgeprune import tensor_names
 from edgeprune.errors import PruningError
-from edgeprune.models.llama import Cut
+from edgeprune.models.llama import Cut, LlamaDecoder
 from edgeprune.operators.attention_score import attention_score
 from edgeprune.operators.token_select import select_by_threshold
 from edgeprune.prune.method import (
@@ -119,8 +119,11 @@ class Atp(PruningMethod):
             }
         return shapes
 
-    def selector(self, site: int, geometry: ModelGeometry, weights: Mapping[str, Tensor]) -> "AtpSelector":
+    def selector(
+        self, site: int, geometry: ModelGeometry, weights: Mapping[str, Tensor], decoder: LlamaDecoder
+    ) -> "AtpSelector":
         """The scoring and selecting module before ``layers[site]``."""
+        del decoder
         selector = AtpSelector(self, self.layers[site], geometry)
         prefix = f"site{site}."
         selector.heads.load_state_dict(

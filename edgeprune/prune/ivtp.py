@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from edgeprune import tensor_names
 from edgeprune.errors import PruningError
 from edgeprune.models.clip import TowerAttention
-from edgeprune.models.llama import Cut
+from edgeprune.models.llama import Cut, LlamaDecoder
 from edgeprune.operators.attention_score import attention_score
 from edgeprune.operators.token_select import select_top_k
 from edgeprune.prune.method import DecoderSite, ModelGeometry, ProbeSpec, PruningMethod, SiteSelector
@@ -139,9 +139,11 @@ class Ivtp(PruningMethod):
         del geometry
         return ProbeSpec(layers=tuple(range(self.decoder_layers)), guided=self.text_selection == "clip")
 
-    def selector(self, site: int, geometry: ModelGeometry, weights: Mapping[str, Tensor]) -> "IvtpSelector":
+    def selector(
+        self, site: int, geometry: ModelGeometry, weights: Mapping[str, Tensor], decoder: LlamaDecoder
+    ) -> "IvtpSelector":
         """The rollout and selection of one group of decoder layers."""
-        del weights
+        del weights, decoder
         return IvtpSelector(self.decoder_groups()[site], geometry)
 
 

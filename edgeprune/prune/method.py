@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
 from edgeprune.models.clip import VisionPruner
-from edgeprune.models.llama import Cut
+from edgeprune.models.llama import Cut, LlamaDecoder
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,16 @@ class PruningMethod(ABC):
         del geometry
         return {}
 
-    def selector(self, site: int, geometry: ModelGeometry, weights: Mapping[str, Tensor]) -> SiteSelector:
+    def selector(
+        self, site: int, geometry: ModelGeometry, weights: Mapping[str, Tensor], decoder: LlamaDecoder
+    ) -> SiteSelector:
         """The module of one decoder site.
 
         Args:
             site: Index into :meth:`decoder_sites`.
             geometry: The model.
             weights: The tensors of :meth:`weight_shapes`.
+            decoder: The decoder, whose modules the selector may use too; a bundle stores their weights once.
         """
         raise NotImplementedError(f"{self.name} has no decoder sites")
 

@@ -5,12 +5,17 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from edgeprune.errors import PruningError
+from edgeprune.prune.adaptprune import AdaptPrune
 from edgeprune.prune.atp import Atp
+from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp import Ivtp
 from edgeprune.prune.method import PruningMethod
 from edgeprune.prune.random_tokens import RandomTokens
+from edgeprune.prune.vtw import Vtw
 
-METHODS: dict[str, type[PruningMethod]] = {method.name: method for method in (Atp, Ivtp, RandomTokens)}
+METHODS: dict[str, type[PruningMethod]] = {
+    method.name: method for method in (AdaptPrune, Atp, FastV, Ivtp, RandomTokens, Vtw)
+}
 
 
 def register_method(method: type[PruningMethod]) -> type[PruningMethod]:

@@ -42,6 +42,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.edgeprune.attention_score.default: attention_score.translation,
     torch.ops.edgeprune.token_select_threshold.default: token_select.translate_threshold,
     torch.ops.edgeprune.token_select_topk.default: token_select.translate_topk,
+    torch.ops.edgeprune.token_select_soft_nms.default: token_select.translate_soft_nms,
     torch.ops.edgeprune.token_gather.default: token_gather.translation,
 }
 """For ``torch.onnx.export(custom_translation_table=…)``: torch operator to the node that stands for it."""
@@ -88,6 +89,6 @@ def _mark_for_expansion(function: ir.Function, calls: list[ir.Node], mark: str) 
     function.overload = mark
     for call in calls:
         call.overload = mark
-    for node in function:
+    for node in function.all_nodes():
         # The other body has nodes of the same names, and TensorRT's parser wants them unique in the model.
         node.name = f"{node.name}_{mark}"

@@ -52,6 +52,42 @@ class FunctionBody:
         reference = ir.RefAttr("value_float", attribute, ir.AttributeType.FLOAT)
         return self.op("Constant", name=name, value_float=reference)
 
+    def loop(self, trip_count: ir.Value, step: ir.Graph, *carried: ir.Value, name: str) -> list[ir.Value]:
+        """Append a Loop that runs ``step`` ``trip_count`` times; returns the carried values after the last.
+
+        ``step`` (from :meth:`loop_step`) returns the condition and the carried values; it may use the values of
+        this body.
+        """
+        always = self.op(
+            "Constant", name=f"{name}_always", value=ir.tensor(np.array(True), name=f"{name}_always")
+        )
+        node = ir.node(
+            "Loop",
+            [trip_count, always, *carried],
+            {"body": step},
+            num_outputs=len(carried),
+            name=f"{self._operator}/{name}",
+        )
+        for index, output in enumerate(node.outputs):
+            output.name = f"{name}_{index}"
+        self._nodes.append(node)
+        return list(node.outputs)
+
+    def loop_step(self, carried: Sequence[str]) -> "FunctionBody":
+        """A body for the subgraph of a Loop, with inputs "iteration", "going" and the carried values."""
+        step = FunctionBody(
+            self._operator, ["iteration", "going", *carried], opset_version=self._opset_version
+        )
+        for name, dtype in (("iteration", ir.DataType.INT64), ("going", ir.DataType.BOOL)):
+            # ONNX Runtime wants to know that they are scalars.
+            step.input(name).type = ir.TensorType(dtype)
+            step.input(name).shape = ir.Shape([])
+        return step
+
+    def graph(self, outputs: Sequence[ir.Value], *, name: str) -> ir.Graph:
+        """The nodes so far as a subgraph with these outputs."""
+        return ir.Graph(list(self._inputs.values()), outputs, nodes=self._nodes, name=name)
+
     def function(self, outputs: dict[str, ir.Value], attributes: dict[str, ir.AttributeType]) -> ir.Function:
         """The function with these outputs, in this order, and these attributes besides the plugin's two."""
         for name, value in outputs.items():

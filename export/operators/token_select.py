@@ -3,6 +3,10 @@
 Torch references: ``edgeprune.operators.token_select``. No size depends on the data: the permutation is built
 from a cumulative sum and one scatter. Ties are broken by cumulative sums too, not by TopK, whose order among
 equals runtimes need not keep.
+
+Mode ``soft_nms`` is a Loop, because each choice needs the one before it and their number grows with the number of
+pictures; unrolled, it would be fixed at export. The body lies in a site's graph, which runs once per prompt, and a
+runtime with the plugin does not run it.
 """
 
 from typing import Any
@@ -12,7 +16,7 @@ import onnx_ir as ir
 
 from edgeprune.export.operators.function_body import FunctionBody
 from edgeprune.export.operators.operator_node import emit
-from edgeprune.operators.schema import THRESHOLD, TOKEN_SELECT, TOKEN_SELECT_MODES, TOPK
+from edgeprune.operators.schema import SOFT_NMS, THRESHOLD, TOKEN_SELECT, TOKEN_SELECT_MODES, TOPK
 
 _OUTPUTS = ["keep_indices", "keep_count"]
 # Above every row's position, so that a position plus a tier still sorts by tier first.
@@ -31,6 +35,28 @@ def translate_topk(scores: Any, num_keep: Any, droppable: Any) -> tuple[Any, ...
     return tuple(emit(TOKEN_SELECT, inputs, _OUTPUTS, {"mode": TOPK}))
 
 
+def translate_soft_nms(
+    scores: Any,
+    num_keep: Any,
+    droppable: Any,
+    features: Any,
+    places: Any,
+    nearness: Any,
+    similarity_sigma: float,
+) -> tuple[Any, ...]:
+    """The node of one ``edgeprune::token_select_soft_nms`` call, for ``custom_translation_table``."""
+    inputs = {
+        "scores": scores,
+        "num_keep": num_keep,
+        "droppable": droppable,
+        "features": features,
+        "places": places,
+        "nearness": nearness,
+    }
+    attributes = {"mode": SOFT_NMS, "similarity_sigma": similarity_sigma}
+    return tuple(emit(TOKEN_SELECT, inputs, _OUTPUTS, attributes))
+
+
 def specialisation(node: ir.Node) -> tuple[str]:
     """The mode of a node, which its function body is written for."""
     return (node.attributes["mode"].as_string(),)
@@ -47,9 +73,12 @@ def function(mode: str, *, opset_version: int = 23) -> ir.Function:
     In mode ``topk`` the K of a TopK is ``num_keep`` (within 1 … S), and TensorRT's ITopK takes at most 3840.
 
     Shapes:
-        scores: [P, S] float32, thresholds: [P, S] float32, num_keep: [] int64, droppable: [S] bool
+        scores: [P, S] float32, thresholds: [P, S] float32, num_keep: [] int64, droppable: [S] bool,
+        features: [S, F] float32, places: [S, 2] int64, nearness: [W] float32
         keep_indices: [S] int64, keep_count: [] int64
     """
+    if mode == SOFT_NMS:
+        return _soft_nms(opset_version)
     second = "thresholds" if mode == THRESHOLD else "num_keep"
     body = FunctionBody(TOKEN_SELECT, ["scores", second, "droppable"], opset_version=opset_version)
     droppable = body.input("droppable")
@@ -73,6 +102,78 @@ def function(mode: str, *, opset_version: int = 23) -> ir.Function:
     return body.function(
         {"keep_indices": keep_indices, "keep_count": keep_count}, {"mode": ir.AttributeType.STRING}
     )
+
+
+def _soft_nms(opset_version: int) -> ir.Function:
+    """The body of mode ``soft_nms``: a Loop over the choices."""
+    inputs = ["scores", "num_keep", "droppable", "features", "places", "nearness"]
+    body = FunctionBody(TOKEN_SELECT, inputs, opset_version=opset_version)
+    droppable = body.input("droppable")
+    start, step = body.constant(0, name="start"), body.constant(1, name="step")
+    end = body.op("Squeeze", body.op("Shape", droppable, name="size"), name="end")
+    positions = body.op("Range", start, end, step, name="positions")
+
+    # Every score is finite, so that minus infinity can mean "not to be had".
+    first = body.op("Gather", body.input("scores"), start, name="first_scores", axis=0)
+    limits = np.finfo(np.float32)
+    lowest = body.constant(float(limits.min), name="lowest")
+    highest = body.constant(float(limits.max), name="highest")
+    number = body.op("Where", body.op("IsNaN", first, name="nan"), lowest, first, name="number")
+    score = body.op("Clip", number, lowest, highest, name="finite")
+
+    features, axis = body.input("features"), body.constant([1], name="feature_axis")
+    length = body.op("ReduceL2", features, axis, name="length", keepdims=1)
+    shortest = body.constant(1e-12, name="shortest")
+    direction = body.op("Div", features, body.op("Max", length, shortest, name="divisor"), name="direction")
+    sigma = body.attribute("similarity_sigma", name="sigma")
+    half = body.constant(-0.5, name="half")
+    slope = body.op("Div", half, body.op("Mul", sigma, sigma, name="sigma_squared"), name="slope")
+    table_size = body.op("Shape", body.input("nearness"), name="table_size")
+    furthest = body.op("Sub", table_size, step, name="furthest")
+
+    choose = _soft_nms_step(body, direction, slope, furthest)
+    # A negative trip count is no limit at all; beyond the number of rows there is nothing to choose.
+    at_least_none = body.op("Max", body.input("num_keep"), start, name="at_least_none")
+    trips = body.op("Min", at_least_none, end, name="trips")
+    _, available = body.loop(trips, choose, score, droppable, name="choices")
+    keep = body.op("Not", available, name="keep")
+    keep_indices, keep_count = _partition(body, positions, keep)
+    attributes = {"mode": ir.AttributeType.STRING, "similarity_sigma": ir.AttributeType.FLOAT}
+    return body.function({"keep_indices": keep_indices, "keep_count": keep_count}, attributes)
+
+
+def _soft_nms_step(outer: FunctionBody, direction: ir.Value, slope: ir.Value, furthest: ir.Value) -> ir.Graph:
+    """Choose the highest score among what is to be had, and lower the scores of its likes nearby.
+
+    With nothing left to be had, row 0 is "chosen" again, and nothing changes that anybody reads.
+    """
+    step = outer.loop_step(["score", "available"])
+    score, available = step.input("score"), step.input("available")
+    gone = step.constant(-np.inf, name="gone")
+    open_scores = step.op("Where", available, score, gone, name="open_scores")
+    chosen = step.op("ArgMax", open_scores, name="chosen", axis=0, keepdims=1)
+    taken = step.op("Constant", name="taken", value=ir.tensor(np.array([False]), name="taken"))
+    left = step.op("ScatterElements", available, chosen, taken, name="left", axis=0)
+
+    places = outer.input("places")
+    offset = step.op("Sub", places, step.op("Gather", places, chosen, name="place", axis=0), name="offset")
+    row_axis = step.constant([1], name="row_axis")
+    squares = step.op("Mul", offset, offset, name="offset_squares")
+    squared = step.op("ReduceSum", squares, row_axis, name="squared", keepdims=0)
+    entry = step.op("Min", squared, furthest, name="entry")
+    near = step.op("Gather", outer.input("nearness"), entry, name="near", axis=0)
+
+    chosen_direction = step.op("Gather", direction, chosen, name="chosen_direction", axis=0)
+    column = step.op("Transpose", chosen_direction, name="chosen_column", perm=[1, 0])
+    cosine = step.op("Squeeze", step.op("MatMul", direction, column, name="cosines"), row_axis, name="cosine")
+    unit = step.constant(1.0, name="unit_score")
+    unlike = step.op("Sub", unit, cosine, name="unlike")
+    unlike_squared = step.op("Mul", unlike, unlike, name="unlike_squared")
+    likeness = step.op("Exp", step.op("Mul", slope, unlike_squared, name="exponent"), name="likeness")
+    suppression = step.op("Mul", near, likeness, name="suppression")
+    lowered = step.op("Mul", score, step.op("Sub", unit, suppression, name="factor"), name="lowered")
+    going = step.op("Identity", step.input("going"), name="still_going")
+    return step.graph([going, lowered, left], name="choice")
 
 
 def _chosen_by_threshold(

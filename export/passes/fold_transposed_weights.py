@@ -8,6 +8,9 @@ when the weights are written.
 import numpy as np
 import onnx_ir as ir
 
+# In a transposed tensor's ``meta``: the weight. Two graphs that transpose the same one share what is written.
+SOURCE = "edgeprune.transposed_from"
+
 
 def apply(model: ir.Model) -> None:
     """Replace every Transpose of a two-dimensional initializer by a transposed initializer."""
@@ -24,16 +27,18 @@ def apply(model: ir.Model) -> None:
         permutation = node.attributes.get("perm")
         if len(weight.shape) != 2 or (permutation is not None and list(permutation.as_ints()) != [1, 0]):
             continue
-        rows, columns = (int(size) for size in weight.shape)
         name = f"{source.name}.transposed"
         if name not in graph.initializers:
-            folded = ir.Value(name=name, shape=ir.Shape([columns, rows]), type=ir.TensorType(weight.dtype))
-            folded.const_value = ir.LazyTensor(
+            rows, columns = (int(size) for size in weight.shape)
+            transposed = ir.LazyTensor(
                 lambda weight=weight, name=name: ir.Tensor(np.ascontiguousarray(weight.numpy().T), name=name),
                 dtype=weight.dtype,
                 shape=ir.Shape([columns, rows]),
                 name=name,
             )
+            transposed.meta[SOURCE] = weight
+            folded = ir.Value(name=name, shape=transposed.shape, type=ir.TensorType(weight.dtype))
+            folded.const_value = transposed
             graph.initializers[name] = folded
         ir.convenience.replace_all_uses_with(target, graph.initializers[name])
         graph.remove(node, safe=True)

@@ -11,7 +11,9 @@ from safetensors import safe_open
 import edgeprune
 from edgeprune import tensor_names as names
 from edgeprune.bundle import Bundle, sha256_of
+from edgeprune.export.exporter import export
 from edgeprune.manifest import MANIFEST_FILE
+from edgeprune.prune.adaptprune import AdaptPrune
 
 KINDS = ("atp", "atp_float16", "ivtp", "random", "unpruned")
 FUSED_OPERATORS = {"RotaryEmbedding", "RMSNormalization"}
@@ -260,6 +262,14 @@ def test_tied_embeddings_are_shared(unpruned_bundle):
         if entry.key == "location"
     ]
     assert location == "embed.onnx.data"
+
+
+def test_a_site_shares_the_decoders_weights(tied_folder, tmp_path):
+    """AdaptPrune's site projects keys with the next layer's own weights."""
+    bundle = export(tied_folder, tmp_path / "bundle", methods=[AdaptPrune(layer=2, keep=5)])
+    entry = bundle.manifest.graphs["site0"]
+    assert [file.path for file in entry.data] == ["segment1.onnx.data"]
+    assert not (bundle.path / "site0.onnx.data").exists()
 
 
 def test_weights_are_not_transposed_at_run_time(bundle):

@@ -1,4 +1,5 @@
 import math
+import random
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import PruningError
-from edgeprune.operators.token_select import select_by_threshold, select_top_k
+from edgeprune.operators.token_select import select_by_soft_nms, select_by_threshold, select_top_k
 
 # Few distinct values: ties, signed zeros, infinities and NaN meet often.
 SCORES = st.sampled_from([0.0, -0.0, 0.25, 0.5, -1.0, math.inf, -math.inf, math.nan])
@@ -84,6 +85,49 @@ def test_top_k_equals_the_definition(inputs):
     assert keep_count.dim() == 0
 
 
+def soft_nms(scores, num_keep, *, droppable=None, nearness=(1.0, 0.5, 0.0), features=None, sigma=0.1):
+    """Kept rows; the rows stand in a line."""
+    size = len(scores)
+    places = torch.stack([torch.zeros(size, dtype=torch.int64), torch.arange(size)], dim=1)
+    keep_indices, keep_count = select_by_soft_nms(
+        torch.tensor([scores]),
+        num_keep,
+        torch.ones(size, dtype=torch.bool) if droppable is None else torch.tensor(droppable),
+        torch.ones(size, 2) if features is None else torch.tensor(features),
+        places,
+        torch.tensor(nearness),
+        similarity_sigma=sigma,
+    )
+    return keep_indices[:keep_count].tolist()
+
+
+def test_soft_nms_lowers_the_scores_of_likes_nearby():
+    # 0.9 halves its neighbours: 0.8 falls to 0.4, so 0.5 is the second.
+    assert soft_nms([0.8, 0.9, 0.3, 0.5], 2) == [1, 3]
+    # They are not alike: nothing is lowered.
+    assert soft_nms([0.8, 0.9, 0.3, 0.5], 2, features=[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 0.0]]) == [
+        0,
+        1,
+    ]
+    # They are not near.
+    assert soft_nms([0.8, 0.9, 0.3, 0.5], 2, nearness=(1.0, 0.0)) == [0, 1]
+
+
+def test_soft_nms_without_suppression_is_top_k():
+    rng = random.Random(0)
+    for _ in range(50):
+        scores = [rng.choice([0.0, 0.25, 0.5, -1.0, math.nan]) for _ in range(8)]
+        droppable = [rng.random() < 0.7 for _ in scores]
+        num_keep = rng.randint(0, 9)
+        order, count = top_k_by_hand(scores, num_keep, droppable)
+        assert soft_nms(scores, num_keep, droppable=droppable, nearness=(0.0,)) == order[:count]
+
+
+def test_soft_nms_takes_no_row_twice():
+    assert soft_nms([0.0] * 5, 3, nearness=(1.0, 1.0, 1.0)) == [0, 1, 2]
+    assert soft_nms([0.5] * 5, 9, droppable=[True] * 4 + [False]) == [0, 1, 2, 3, 4]
+
+
 def test_equal_scores_go_to_the_lower_index():
     scores, droppable = torch.ones(1, 5), torch.tensor([True, False, True, True, True])
     keep_indices, keep_count = select_top_k(scores, 2, droppable)
@@ -120,6 +164,16 @@ def test_shapes_and_types_that_do_not_fit_are_named():
         select_top_k(torch.zeros(2, 3), 1, droppable)
     with pytest.raises(PruningError, match="float32 scores"):
         select_top_k(torch.zeros(1, 3, dtype=torch.float16), 1, droppable)
+    with pytest.raises(PruningError, match=r"features \[S, F\], places \[S, 2\] and nearness \[W\] for 3"):
+        select_by_soft_nms(
+            torch.zeros(1, 3),
+            1,
+            droppable,
+            torch.zeros(2, 4),
+            torch.zeros(3, 2, dtype=torch.int64),
+            torch.zeros(1),
+            similarity_sigma=1.0,
+        )
     with pytest.raises(PruningError, match="boolean droppable"):
         select_top_k(torch.zeros(1, 3), 1, droppable.long())
 
@@ -135,5 +189,18 @@ def test_the_custom_operators_are_well_formed():
     torch.library.opcheck(
         torch.ops.edgeprune.token_select_topk.default,
         (scores[:1].clone(), torch.tensor(2), droppable),
+        test_utils=checks,
+    )
+    torch.library.opcheck(
+        torch.ops.edgeprune.token_select_soft_nms.default,
+        (
+            scores[:1].clone(),
+            torch.tensor(2),
+            droppable,
+            torch.rand(6, 3),
+            torch.arange(12).view(6, 2),
+            torch.tensor([1.0, 0.0]),
+            0.5,
+        ),
         test_utils=checks,
     )

@@ -64,7 +64,7 @@ def selector(method, grid, heads_of_site, num_heads=4, head_dim=8):
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == {
         name: shape for name, shape in method.weight_shapes(model).items() if name.startswith("site0.")
     }
-    return method.selector(0, model, weights)
+    return method.selector(0, model, weights, None)
 
 
 def run_selector(module: AtpSelector, query, key, slots, num_text, num_images):

@@ -165,7 +165,7 @@ def test_decoder_site_keeps_the_tokens_with_the_highest_scores(seed):
     slots = np.array([-1, -1, 0, 4, 5, 9, -1, -1, 36, 40, 41, 70, 71, -1, -1, -1])
     length, num_context = len(slots), 13
     method = Ivtp(20, 10, decoder_layers=4, group_size=2)
-    site = method.selector(1, TINY_GEOMETRY, {})
+    site = method.selector(1, TINY_GEOMETRY, {}, None)
     inputs = {
         names.VISUAL_SLOTS: torch.from_numpy(slots),
         names.CONTEXT_ROWS: torch.arange(num_context),

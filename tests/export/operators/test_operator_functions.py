@@ -17,7 +17,7 @@ from torch.export import Dim
 from edgeprune.export.operators import TRANSLATIONS, attach_functions
 from edgeprune.operators.attention_score import attention_score
 from edgeprune.operators.token_gather import token_gather
-from edgeprune.operators.token_select import select_by_threshold, select_top_k
+from edgeprune.operators.token_select import select_by_soft_nms, select_by_threshold, select_top_k
 
 FEW_SCORES = st.sampled_from([0.0, -0.0, 0.25, 0.5, -1.0, math.inf, -math.inf, math.nan])
 SEEDS = st.integers(0, 2**32 - 1)
@@ -46,6 +46,22 @@ class Threshold(nn.Module):
 class TopK(nn.Module):
     def forward(self, scores, num_keep, droppable):
         return select_top_k(scores, num_keep, droppable)
+
+
+class SoftNms(nn.Module):
+    """Soft NMS, and once more beside another mode, where its body is expanded in place."""
+
+    def __init__(self, beside=False):
+        super().__init__()
+        self.beside = beside
+
+    def forward(self, scores, num_keep, droppable, features, places, nearness):
+        chosen = select_by_soft_nms(
+            scores, num_keep, droppable, features, places, nearness, similarity_sigma=0.3
+        )
+        if not self.beside:
+            return chosen
+        return *chosen, *select_by_threshold(scores, scores.mean() + 0 * scores, droppable)
 
 
 class Gather(nn.Module):
@@ -189,6 +205,25 @@ def top_k_graph():
     return TopK(), open_session(export(TopK(), inputs, dims))
 
 
+def soft_nms_inputs(rng, scores, num_keep, droppable, columns=6):
+    size = len(scores)
+    near = np.exp(-np.arange(10) / 4)
+    return top_k_inputs(scores, num_keep, droppable) | {
+        "features": rng.standard_normal((size, 5)).astype(np.float32),
+        "places": np.stack([np.arange(size) // columns, np.arange(size) % columns], axis=1),
+        "nearness": np.append(near, 0).astype(np.float32),
+    }
+
+
+@functools.cache
+def soft_nms_graph(beside):
+    inputs = soft_nms_inputs(np.random.default_rng(0), np.zeros(5), 2, [True] * 5)
+    rows = {name: {0: S} for name in ("droppable", "features", "places")}
+    dims = {"scores": {1: S}, "num_keep": None, **rows, "nearness": None}
+    module = SoftNms(beside)
+    return module, open_session(export(module, inputs, dims))
+
+
 @functools.cache
 def everything_model(opset_version=23):
     inputs = everything_inputs(np.random.default_rng(0))
@@ -251,6 +286,26 @@ def test_token_select_top_k_on_ties_and_special_values(data, size):
     assert_runs_like(
         session, module, top_k_inputs(scores, data.draw(st.integers(-1, size + 2)), data.draw(flags))
     )
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(seed=SEEDS, size=st.integers(1, 80), num_keep=st.integers(-1, 90), text=st.floats(0, 0.6))
+def test_token_select_by_soft_nms(beside, seed, size, num_keep, text):
+    rng = np.random.default_rng(seed)
+    module, session = soft_nms_graph(beside)
+    inputs = soft_nms_inputs(rng, rng.random(size), num_keep, rng.random(size) >= text)
+    assert_runs_like(session, module, inputs)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data(), size=st.integers(1, 12), num_keep=st.integers(0, 14))
+def test_token_select_by_soft_nms_on_ties_and_special_values(data, size, num_keep):
+    scores = data.draw(st.lists(FEW_SCORES, min_size=size, max_size=size))
+    module, session = soft_nms_graph(False)
+    inputs = soft_nms_inputs(np.random.default_rng(0), scores, num_keep, [True] * size)
+    inputs["features"][:] = 1
+    assert_runs_like(session, module, inputs)
 
 
 @settings(max_examples=25, deadline=None)

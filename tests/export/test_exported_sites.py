@@ -1,0 +1,49 @@
+"""Every method's site graphs under ONNX Runtime choose what the torch reference chooses, index by index."""
+
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from site_inputs import random_site_inputs
+
+from edgeprune.checkpoint import load_checkpoint
+from edgeprune.export.trace import trace_stage
+from edgeprune.prune.adaptprune import AdaptPrune
+from edgeprune.prune.fastv import FastV
+from edgeprune.prune.ivtp import Ivtp
+from edgeprune.prune.vtw import Vtw
+
+INPUTS = 54
+"""Nine of each kind."""
+METHODS = {
+    "adaptprune": AdaptPrune(layer=2, keep=7),
+    "adaptprune, normed": AdaptPrune(layer=1, keep=20, max_distance=3, key_source="normed"),
+    "fastv": FastV(layer=2, keep_ratio=0.3),
+    "ivtp": Ivtp(tokens_after_vision=36, tokens_after_decoder=12, decoder_layers=3, text_selection="all"),
+    "vtw": Vtw(layer=3),
+}
+
+
+def sites(folder, methods, dtype):
+    return load_checkpoint(folder, methods=methods, dtype=dtype, fused_rotary=True).selects
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("name", ["atp", *METHODS])
+def test_kept_indices_equal_torch(name, dtype, llava_folder, atp_folder):
+    folder, methods = (atp_folder, None) if name == "atp" else (llava_folder, [METHODS[name]])
+    for stage in sites(folder, methods, dtype):
+        model = ir.to_proto(trace_stage(stage, dtype, 23))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        fed = {value.name for value in session.get_inputs()}
+        counts = set()
+        for seed in range(INPUTS):
+            inputs = random_site_inputs(stage, seed, dtype=dtype)
+            with torch.no_grad():
+                expected = stage(inputs)
+            feed = {key: tensor.numpy() for key, tensor in inputs.items() if key in fed}
+            indices, count = session.run(["keep_indices", "keep_count"], feed)
+            assert count == expected["keep_count"], (stage.name, seed)
+            assert indices.tolist() == expected["keep_indices"].tolist(), (stage.name, seed)
+            counts.add(int(count))
+        assert len(counts) > 3

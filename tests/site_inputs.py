@@ -1,0 +1,59 @@
+"""Random inputs of a site, of the kinds that selection can stumble over."""
+
+import numpy as np
+import torch
+
+from edgeprune import tensor_names as names
+from edgeprune.runtimes.layout import SequenceLayout
+from edgeprune.stages import SelectStage
+
+KINDS = ("random", "sparse", "ties", "equal", "one token", "peaked")
+
+
+def random_site_inputs(stage: SelectStage, seed: int, *, grid=(6, 6), dtype=torch.float32):
+    """Inputs of one site by name, as torch tensors.
+
+    Seeds go through the kinds: all tokens there, some there, tokens that equal each other, attention that is equal
+    for all, one token left, attention on few tokens. Pictures are one to three, text is of any length.
+    """
+    rng = np.random.default_rng(seed)
+    kind = KINDS[seed % len(KINDS)]
+    num_patches = grid[0] * grid[1]
+    num_images = 1 if kind == "one token" else int(rng.integers(1, 4))
+    slots = [-1] * int(rng.integers(1, 4))
+    for image in range(num_images):
+        share = 1.0 if kind != "sparse" else float(rng.uniform(0.1, 0.9))
+        alive = np.flatnonzero(rng.random(num_patches) < share)
+        if kind == "one token" or not len(alive):
+            alive = rng.integers(num_patches, size=1)
+        slots += [int(slot) + image * num_patches for slot in alive] + [-1] * int(rng.integers(0, 2))
+    num_text = int(rng.integers(1, 6))
+    slots = np.array([*slots, *[-1] * num_text], dtype=np.int64)
+    while slots[-num_text - 1] < 0:
+        num_text += 1
+    layout = SequenceLayout(len(slots), num_text, num_images, int((slots >= 0).sum()))
+    visual = np.flatnonzero(slots >= 0)
+
+    inputs = {}
+    for spec in stage.inputs:
+        if spec.name == names.VISUAL_SLOTS:
+            inputs[spec.name] = torch.from_numpy(slots)
+        elif spec.dtype == "int64":
+            keep = stage.planned.site.keep_per_image
+            inputs[spec.name] = torch.from_numpy(layout.host_input(spec.name, keep))
+        else:
+            shape = [len(slots) if size == "sequence" else size for size in spec.shape]
+            values = rng.standard_normal(shape) * (4.0 if kind == "peaked" else 1.0)
+            axis = spec.shape.index("sequence") if "sequence" in spec.shape else None
+            attention = not spec.name.endswith(names.HIDDEN_STATES)
+            if axis is not None and (kind == "ties" or (kind == "equal" and attention)):
+                values = _repeat_rows(values, axis, visual, 3 if kind == "ties" else 1)
+            inputs[spec.name] = torch.from_numpy(values).to(dtype)
+    return inputs
+
+
+def _repeat_rows(values, axis, rows, different):
+    """The visual rows, with only so many different ones among them."""
+    values = np.moveaxis(values, axis, 0).copy()
+    values[rows] = values[rows[np.arange(len(rows)) % different]]
+    return np.moveaxis(values, 0, axis)
