@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeprune.errors import BundleError
 from edgeprune.json_data import from_json, to_json
+from edgeprune.numbering import ORIGINAL
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -175,6 +176,8 @@ class SiteEntry:
         layer: 0-based decoder layer.
         before_mlp: Between the layer's attention and its MLP instead of before the layer.
         keep_per_image: Visual tokens kept per picture; null if it depends on the input.
+        positions: What becomes of position ids behind the site: "original", "renumbered" or
+            "renumbered in prefill".
     """
 
     graph: str
@@ -183,6 +186,7 @@ class SiteEntry:
     layer: int
     before_mlp: bool
     keep_per_image: int | None
+    positions: str = ORIGINAL
 
 
 @dataclass(frozen=True)

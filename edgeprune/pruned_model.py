@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edgeprune import tensor_names as names
 from edgeprune.errors import PromptError
 from edgeprune.models.llava import LlavaModel
+from edgeprune.numbering import ORIGINAL, next_position, segment_numberings
 from edgeprune.prune.ivtp_guide import IvtpGuide
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.runtimes.guide import GuideInputs
@@ -122,6 +123,7 @@ class PrunedModel:
             SelectStage(planned, plan, weights, segment)
             for planned, segment in zip(plan.sites, self.segments, strict=False)
         ]
+        self.numberings = segment_numberings([planned.site.positions for planned in plan.sites])
         self.gather = GatherStage(width, probe=plan.probe is not None) if plan.sites else None
         for stage in self.stages:
             stage.eval()
@@ -229,12 +231,14 @@ class PrunedModel:
         )
         state = {
             names.HIDDEN_STATES: embedded[names.INPUTS_EMBEDS],
-            names.POSITION_IDS: torch.tensor([[position]]),
             names.PROBE_WEIGHTS: torch.zeros(0, 1),
             names.PROBE_OFFSET: torch.zeros(0, width, dtype=self.dtype),
             names.PROBE_POSITION_IDS: torch.zeros(1, 0, dtype=torch.int64),
         }
-        for segment in self.segments:
+        for segment, numbering in zip(self.segments, self.numberings, strict=True):
+            if segment.layers:
+                cached = caches[segment.layers[0]][0].shape[2]
+                state[names.POSITION_IDS] = torch.tensor([[next_position(numbering, position, cached)]])
             outputs = run(segment, self._segment_inputs(segment, state, caches))
             for layer in segment.layers:
                 caches[layer] = (outputs[names.present_key(layer)], outputs[names.present_value(layer)])
@@ -360,6 +364,8 @@ class PrunedModel:
         }
         gathered = run(self.gather, gather_inputs)
         state.update({spec.name: gathered[names.out(spec.name)] for spec, _ in self.gather.carried})
+        if site.positions != ORIGINAL:
+            state[names.POSITION_IDS] = torch.arange(keep_indices.shape[0]).unsqueeze(0)
         kept = layout.keep(keep_indices.shape[0])
         slots = state[names.VISUAL_SLOTS]
         sites.append(

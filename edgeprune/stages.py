@@ -287,6 +287,7 @@ class SelectStage(Stage):
         self.planned = planned
         self.selector = planned.selector(plan.geometry, weights, segment.model.language_model)
         produced = {spec.name: spec for spec in segment.outputs}
+        produced[names.POSITION_IDS] = TensorSpec(names.POSITION_IDS, "int64", (1, "sequence"))
         missing = [name for name in planned.site.reads if name not in produced]
         if missing:
             raise PruningError(

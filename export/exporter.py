@@ -244,6 +244,7 @@ def _site_entries(model: PrunedModel) -> tuple[SiteEntry, ...]:
             layer=planned.site.cut.layer,
             before_mlp=planned.site.cut.before_mlp,
             keep_per_image=planned.site.keep_per_image,
+            positions=planned.site.positions,
         )
         for planned in model.plan.sites
     )

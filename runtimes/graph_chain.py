@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgeprune import tensor_names as names
 from edgeprune.manifest import Manifest
+from edgeprune.numbering import ORIGINAL, RENUMBERED, next_position, segment_numberings
 from edgeprune.runtimes.answer import SiteReport
 from edgeprune.runtimes.backend import Backend, DeviceTensor, Graph
 from edgeprune.runtimes.guide import GuideInputs
@@ -67,6 +68,7 @@ class GraphChain:
         self.backend = backend
         self.graphs = dict(graphs)
         self.dtype = np.dtype(manifest.dtype)
+        self._numberings = segment_numberings([site.positions for site in manifest.sites])
         width = manifest.geometry.hidden_size
         # Text alone has no visual tokens; the embedding graph reads one row that no placeholder asks for.
         self._no_visual = {
@@ -126,6 +128,9 @@ class GraphChain:
             state.update(self._no_probe)
             state[names.PROBE_WEIGHTS] = self.backend.upload(np.zeros((0, 1), np.float32))
         for index, cache in enumerate(sequence.caches):
+            if self._numberings[index] == RENUMBERED:
+                position = next_position(RENUMBERED, sequence.position, cache.length)
+                state[names.POSITION_IDS] = self.backend.upload(np.array([[position]], np.int64))
             outputs = self._run_segment(index, state, cache, 1)
             if names.LOGITS in outputs:
                 sequence.position += 1
@@ -243,6 +248,8 @@ class GraphChain:
                 {name: kept if name == names.KEEP_INDICES else state[name] for name in carried}, {}
             )
             state.update({name: gathered[names.out(name)] for name in carried if name != names.KEEP_INDICES})
+        if site.positions != ORIGINAL:
+            state[names.POSITION_IDS] = self.backend.upload(np.arange(num_rows, dtype=np.int64)[None])
         after = layout.keep(num_rows)
         drops.append(_Drop(layout.num_visual, after.num_visual, state[names.VISUAL_SLOTS]))
         return after

@@ -104,6 +104,30 @@ def random_bundle(random_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def combined_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLaVA checkpoint with two methods: AdaptPrune, then PyramidDrop, which renumbers positions."""
+    from tiny_checkpoints import write_pruning
+
+    folder = Path(shutil.copytree(llava_folder, tmp_path_factory.mktemp("checkpoint") / "combined"))
+    pyramid = {"layers": [2, 3], "keep_ratios": [0.3, 0.1], "positions": "upstream"}
+    return write_pruning(
+        folder,
+        [
+            {"method": "adaptprune", "parameters": {"layer": 1, "keep": 18}},
+            {"method": "pyramiddrop", "parameters": pyramid},
+        ],
+    )
+
+
+@pytest.fixture(scope="session")
+def combined_bundle(combined_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``combined_folder`` exported."""
+    from edgeprune.export.exporter import export
+
+    return export(combined_folder, tmp_path_factory.mktemp("bundle") / "combined").path
+
+
+@pytest.fixture(scope="session")
 def tied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unpruned checkpoint with tied embeddings."""
     from tiny_checkpoints import TinyLlava, build_llava

@@ -38,6 +38,10 @@ def random_site_inputs(stage: SelectStage, seed: int, *, grid=(6, 6), dtype=torc
     for spec in stage.inputs:
         if spec.name == names.VISUAL_SLOTS:
             inputs[spec.name] = torch.from_numpy(slots)
+        elif spec.name == names.POSITION_IDS:
+            # Rows that earlier sites dropped have left gaps.
+            gaps = rng.integers(1, 3, size=len(slots)).cumsum()
+            inputs[spec.name] = torch.from_numpy(gaps[None])
         elif spec.dtype == "int64":
             keep = stage.planned.site.keep_per_image
             inputs[spec.name] = torch.from_numpy(layout.host_input(spec.name, keep))

@@ -12,9 +12,10 @@ def last_row_attention(query: Tensor, key: Tensor) -> Tensor:
     """Attention of the last row to every row, averaged over heads.
 
     Shapes:
-        query: [1, H, S, D]; key: [1, Hkv, S, D], both after rotary embedding; returns [S] float32.
+        query: [1, H, R, D], of any rows up to the last; key: [1, Hkv, S, D], both after rotary embedding.
+        returns: [S] float32.
     """
-    length = query.shape[2]
+    length = key.shape[2]
     last = torch.arange(length - 1, length, device=query.device)
     one = torch.ones(1, 1, device=query.device)
     score = attention_score(query[:, :, -1:], key, last, one, scale=1 / math.sqrt(query.shape[-1]))

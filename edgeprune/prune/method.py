@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edgeprune.errors import PruningError
 from edgeprune.models.clip import VisionPruner
 from edgeprune.models.llama import Cut, LlamaDecoder
+from edgeprune.numbering import ORIGINAL
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,14 @@ class DecoderSite:
         reads: Names (:mod:`edgeprune.tensor_names`) of the activations that the selector takes from the segment.
         host_inputs: Names of the small index tensors that the selector takes from the host.
         keep_per_image: Visual tokens kept per picture; None if it depends on the input.
+        positions: What becomes of position ids behind the site (:mod:`edgeprune.numbering`).
     """
 
     cut: Cut
     reads: tuple[str, ...]
     host_inputs: tuple[str, ...]
     keep_per_image: int | None
+    positions: str = ORIGINAL
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from edgeprune.prune.atp import Atp
 from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp import Ivtp
 from edgeprune.prune.method import PruningMethod
+from edgeprune.prune.pyramiddrop import PyramidDrop
 from edgeprune.prune.random_tokens import RandomTokens
 from edgeprune.prune.vtw import Vtw
 
 METHODS: dict[str, type[PruningMethod]] = {
-    method.name: method for method in (AdaptPrune, Atp, FastV, Ivtp, RandomTokens, Vtw)
+    method.name: method for method in (AdaptPrune, Atp, FastV, Ivtp, PyramidDrop, RandomTokens, Vtw)
 }
 
 

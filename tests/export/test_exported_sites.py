@@ -11,6 +11,7 @@ from edgeprune.export.trace import trace_stage
 from edgeprune.prune.adaptprune import AdaptPrune
 from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp import Ivtp
+from edgeprune.prune.pyramiddrop import PyramidDrop
 from edgeprune.prune.vtw import Vtw
 
 INPUTS = 54
@@ -20,6 +21,7 @@ METHODS = {
     "adaptprune, normed": AdaptPrune(layer=1, keep=20, max_distance=3, key_source="normed"),
     "fastv": FastV(layer=2, keep_ratio=0.3),
     "ivtp": Ivtp(tokens_after_vision=36, tokens_after_decoder=12, decoder_layers=3, text_selection="all"),
+    "pyramiddrop": PyramidDrop(layers=(1, 3), keep_ratios=(0.5, 0.2)),
     "vtw": Vtw(layer=3),
 }
 
