@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import edgeprune
-from edgeprune.errors import EdgepruneError, PictureError, PruningError
+from edgeprune.errors import EdgepruneError, PictureError
 from edgeprune.interruption import Interruption
 from edgeprune.json_data import to_json
 
@@ -44,10 +44,20 @@ def main(debug: bool) -> None:
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the bundle.")
-@click.option("--method", help="Pruning method instead of the checkpoint's own; 'none' exports it unpruned.")
-@click.option("--preset", help="Named settings of the method.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter of the method, as JSON."
+    "--method",
+    multiple=True,
+    help="Pruning method instead of the checkpoint's own, or FILE.py:CLASS; repeatable; 'none' exports it unpruned.",
+)
+@click.option(
+    "--preset", multiple=True, help="Named settings of the method; METHOD=PRESET with several methods."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter of the method, as JSON; METHOD.NAME=VALUE with several methods.",
 )
 @click.option(
     "--clip", type=click.Path(path_type=Path), help="CLIP checkpoint of the vision tower, for ivtp."
@@ -62,8 +72,8 @@ def export(
     interruption: Interruption,
     checkpoint: Path,
     output: Path,
-    method: str | None,
-    preset: str | None,
+    method: tuple[str, ...],
+    preset: tuple[str, ...],
     settings: tuple[str, ...],
     clip: Path | None,
     dtype: str,
@@ -80,7 +90,7 @@ def export(
     from edgeprune.prune.choice import choose_methods
     from edgeprune.runtimes.preprocessing import read_picture
 
-    methods = choose_methods(checkpoint, method, preset, dict(_setting(text) for text in settings))
+    methods = choose_methods(checkpoint, method, preset, settings)
     with ProgressBars(interruption.check) as progress:
         bundle = exporter.export(
             checkpoint,
@@ -187,10 +197,21 @@ def run(
 @click.option(
     "--clip", type=click.Path(path_type=Path), help="CLIP checkpoint of the vision tower, for ivtp."
 )
-def verify(bundle: Path, checkpoint: Path | None, clip: Path | None) -> None:
+@click.option(
+    "--method", multiple=True, metavar="FILE.py:CLASS", help="A method of your own that the bundle uses."
+)
+def verify(bundle: Path, checkpoint: Path | None, clip: Path | None, method: tuple[str, ...]) -> None:
     """Check hashes and graphs of BUNDLE and, with its checkpoint, the parity again."""
     from edgeprune import verification
 
+    if method:
+        from edgeprune.extras import require
+
+        require("torch", extra="export", purpose="to load a method of your own")
+        from edgeprune.prune.own_method import load_own_method
+
+        for name in method:
+            load_own_method(name)
     found = verification.verify(bundle, checkpoint=checkpoint, clip=clip)
     click.echo(f"{found.files} files unchanged, {found.graphs} graphs valid")
     for name, parity in found.parity.items():
@@ -237,17 +258,6 @@ def doctor(as_json: bool) -> None:
 def _console() -> Console:
     """A console that keeps whole tables when the output is no terminal."""
     return Console() if sys.stdout.isatty() else Console(width=110)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """Split NAME=VALUE; a value that is no JSON is a string."""
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise PruningError(f"--set takes NAME=VALUE, for example --set layers=[4,14,24]; got '{text}'")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def _answer_lines(answer: "edgeprune.Answer") -> list[str]:

@@ -208,16 +208,26 @@ def test_the_reference_of_a_method_is_complete(name):
     assert f"`{name}`" in README
 
 
-def test_the_method_of_the_contributing_guide(llava_folder, tmp_path, monkeypatch):
-    from edgeprune.export.exporter import export
-
-    monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))
+def test_the_method_of_the_contributing_guide(llava_folder, tmp_path):
     (code,) = blocks((REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"), "python")
-    names: dict[str, type] = {"__name__": __name__}
-    exec(compile(code, "CONTRIBUTING.md", "exec"), names)
-    assert registry.METHODS["last-row"] is names["LastRow"]
-    bundle = export(llava_folder, tmp_path / "bundle", methods=[names["LastRow"](layer=2, keep=9)])
-    with edgeprune.open_session(bundle.path) as session:
+    file, bundle = tmp_path / "last_row.py", tmp_path / "bundle"
+    file.write_text(code)
+    command = [
+        "export",
+        str(llava_folder),
+        "-o",
+        str(bundle),
+        "--method",
+        f"{file}:LastRow",
+        "--set",
+        "keep=9",
+    ]
+    try:
+        result = CliRunner().invoke(main, command)
+    finally:
+        registry.METHODS.pop("last-row", None)
+    assert result.exit_code == 0, result.output
+    with edgeprune.open_session(bundle) as session:
         picture = REPOSITORY / "examples" / "shapes" / "pictures" / "scene1.png"
         answer = session.answer([picture], "What?", edgeprune.SamplingOptions(max_new_tokens=2))
     (site,) = answer.sites
