@@ -178,6 +178,8 @@ class SiteEntry:
         keep_per_image: Visual tokens kept per picture; null if it depends on the input.
         positions: What becomes of position ids behind the site: "original", "renumbered" or
             "renumbered in prefill".
+        recycled_per_image: Dropped tokens of a picture that are looked through for merging.
+        merged_per_image: Tokens that they are merged into, counted in ``keep_per_image``.
     """
 
     graph: str
@@ -187,6 +189,8 @@ class SiteEntry:
     before_mlp: bool
     keep_per_image: int | None
     positions: str = ORIGINAL
+    recycled_per_image: int = 0
+    merged_per_image: int = 0
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,8 @@ class PrunedModel:
             names.HIDDEN_STATES: embedded[names.INPUTS_EMBEDS],
             names.POSITION_IDS: torch.arange(layout.num_rows).unsqueeze(0),
             names.VISUAL_SLOTS: embedded[names.VISUAL_SLOTS],
+            names.INPUTS_EMBEDS: embedded[names.INPUTS_EMBEDS],
+            names.PROMPT_SLOTS: embedded[names.VISUAL_SLOTS],
             **self._probe(layout, visual, embedded[names.VISUAL_SLOTS], guide, run),
         }
         for index, segment in enumerate(self.segments):
@@ -356,9 +358,11 @@ class PrunedModel:
         site = select.planned.site
         available = {**state, **outputs}
         for name in site.host_inputs:
-            available[name] = torch.from_numpy(layout.host_input(name, site.keep_per_image))
+            available[name] = torch.from_numpy(layout.host_input(name, site))
         chosen = run(select, {spec.name: available[spec.name] for spec in select.inputs})
         keep_indices = chosen[names.KEEP_INDICES][: int(chosen[names.KEEP_COUNT])]
+        for name in [name for name in state if names.extended(name) in chosen]:
+            state[name] = chosen[names.extended(name)]
         gather_inputs = {names.KEEP_INDICES: keep_indices} | {
             spec.name: state[spec.name] for spec, _ in self.gather.carried
         }
@@ -369,6 +373,8 @@ class PrunedModel:
         kept = layout.keep(keep_indices.shape[0])
         slots = state[names.VISUAL_SLOTS]
         sites.append(
-            SiteResult(select.name, layout.num_visual, kept.num_visual, tuple(slots[slots >= 0].tolist()))
+            SiteResult(
+                select.name, layout.num_visual, kept.num_visual, tuple(sorted(slots[slots >= 0].tolist()))
+            )
         )
         return kept

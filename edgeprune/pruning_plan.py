@@ -58,6 +58,7 @@ class PruningPlan:
             raise PruningError(f"a pruning method is listed twice in {names}: combine different methods only")
         self._at_most_one("prune before the decoder", [m for m in self.methods if self._prunes_vision(m)])
         self._at_most_one("bring probe rows", [m for m in self.methods if m.probe(self.geometry)])
+        self._check_merging()
         check_cuts([planned.site.cut for planned in self.sites], self.geometry.num_layers)
 
     @property
@@ -118,6 +119,21 @@ class PruningPlan:
             method.vision_pruner(self.geometry) is not None
             or method.projector_slots(self.geometry) is not None
         )
+
+    def _check_merging(self) -> None:
+        """A site that merges dropped tokens needs as many as it counts on, and carries no probe rows."""
+        entering: int | None = self.tokens_per_image
+        for planned in self.sites:
+            site = planned.site
+            if site.merged_per_image and site.keep_per_image is not None:
+                needed = site.keep_per_image - site.merged_per_image + site.recycled_per_image
+                if self.probe is not None or entering is None or entering < needed:
+                    names = " and ".join(method.name for method in self.methods)
+                    raise PruningError(
+                        f"{names}: {planned.method.name} merges dropped tokens and needs {needed} visual tokens of a "
+                        f"picture {site.cut.description}: combine it with methods that leave as many, or none"
+                    )
+            entering = site.keep_per_image
 
     @staticmethod
     def _at_most_one(what: str, methods: Sequence[PruningMethod]) -> None:

@@ -16,6 +16,7 @@ from edgeprune.models.llama import Probe, blocks_between, causal_mask, rotary_an
 from edgeprune.models.llava import LlavaModel
 from edgeprune.operators.token_gather import token_gather
 from edgeprune.prune.ivtp_guide import IvtpGuide
+from edgeprune.prune.method import MergingSelector
 from edgeprune.pruning_plan import PlannedSite, PruningPlan
 
 
@@ -268,6 +269,9 @@ class SelectStage(Stage):
         names.CONTEXT_ROWS: TensorSpec(names.CONTEXT_ROWS, "int64", ("context_rows",)),
         names.IMAGE_IDS: TensorSpec(names.IMAGE_IDS, "int64", ("images",)),
         names.NUM_KEEP: TensorSpec(names.NUM_KEEP, "int64", ()),
+        names.PROMPT_TEXT_ROWS: TensorSpec(names.PROMPT_TEXT_ROWS, "int64", ("text_rows",)),
+        names.RECYCLED_IDS: TensorSpec(names.RECYCLED_IDS, "int64", ("recycled",)),
+        names.MERGED_IDS: TensorSpec(names.MERGED_IDS, "int64", ("merged",)),
     }
 
     def __init__(
@@ -287,7 +291,13 @@ class SelectStage(Stage):
         self.planned = planned
         self.selector = planned.selector(plan.geometry, weights, segment.model.language_model)
         produced = {spec.name: spec for spec in segment.outputs}
-        produced[names.POSITION_IDS] = TensorSpec(names.POSITION_IDS, "int64", (1, "sequence"))
+        width = segment.model.config.decoder.hidden_size
+        travelling = (
+            TensorSpec(names.POSITION_IDS, "int64", (1, "sequence")),
+            TensorSpec(names.INPUTS_EMBEDS, "model", (1, "prompt", width)),
+            TensorSpec(names.PROMPT_SLOTS, "int64", ("prompt",)),
+        )
+        produced |= {spec.name: spec for spec in travelling}
         missing = [name for name in planned.site.reads if name not in produced]
         if missing:
             raise PruningError(
@@ -299,15 +309,27 @@ class SelectStage(Stage):
             TensorSpec(names.VISUAL_SLOTS, "int64", ("sequence",)),
             *(self.HOST_INPUTS[name] for name in planned.site.host_inputs),
         )
-        self.outputs = (
-            TensorSpec(names.KEEP_INDICES, "int64", ("sequence",)),
+        merges = isinstance(self.selector, MergingSelector)
+        rows = "sequence + merged" if merges else "sequence"
+        outputs = [
+            TensorSpec(names.KEEP_INDICES, "int64", (rows,)),
             TensorSpec(names.KEEP_COUNT, "int64", ()),
-        )
+        ]
+        if merges:
+            outputs += [
+                TensorSpec(names.extended(names.HIDDEN_STATES), "model", (1, rows, width)),
+                TensorSpec(names.extended(names.POSITION_IDS), "int64", (1, rows)),
+                TensorSpec(names.extended(names.VISUAL_SLOTS), "int64", (rows,)),
+            ]
+        self.outputs = tuple(outputs)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Choose the rows that survive."""
-        keep_indices, keep_count = self.selector(inputs)
-        return {names.KEEP_INDICES: keep_indices, names.KEEP_COUNT: keep_count}
+        keep_indices, keep_count, *merged = self.selector(inputs)
+        outputs = {names.KEEP_INDICES: keep_indices, names.KEEP_COUNT: keep_count}
+        for extended in merged:
+            outputs |= {names.extended(name): tensor for name, tensor in extended.items()}
+        return outputs
 
 
 class GatherStage(Stage):

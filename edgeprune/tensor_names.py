@@ -12,10 +12,16 @@ INPUTS_EMBEDS = "inputs_embeds"  # [1, S, C]
 HIDDEN_STATES = "hidden_states"  # [1, S, C]
 POSITION_IDS = "position_ids"  # [1, S] int64, positions in the unpruned sequence
 VISUAL_SLOTS = "visual_slots"  # [S] int64: the slot of a visual token, -1 for text
-KEEP_INDICES = "keep_indices"  # [S] int64, the kept rows first, ascending
+KEEP_INDICES = "keep_indices"  # [S] int64, the kept rows first, in the order of the sequence
 KEEP_COUNT = "keep_count"  # [] int64
 NUM_KEEP = "num_keep"  # [] int64: visual tokens to keep, where the count is known beforehand
 TEXT_ROWS = "text_rows"  # [T] int64: rows after the last visual token
+PROMPT_SLOTS = "prompt_slots"  # visual_slots of the unpruned prompt, int64
+PROMPT_TEXT_ROWS = "prompt_text_rows"  # [T] int64: text_rows in the unpruned prompt
+RECYCLED_IDS = (
+    "recycled_ids"  # int64, 0 … number of dropped tokens that are looked through for merging, minus 1
+)
+MERGED_IDS = "merged_ids"  # int64, 0 … number of tokens that they are merged into, minus 1
 CONTEXT_ROWS = "context_rows"  # rows up to the last visual token, int64
 IMAGE_IDS = "image_ids"  # [M] int64: 0 … M-1
 LOGITS = "logits"  # [1, V], of the last row
@@ -31,6 +37,11 @@ GUIDE_TOKEN_MAP = "guide_token_map"  # [T, Q·77] float32: row-normalised map fr
 def out(name: str) -> str:
     """The name of an output whose input twin is called ``name``."""
     return f"out.{name}"
+
+
+def extended(name: str) -> str:
+    """What travels between segments with rows appended by a site that merges tokens, [… S + merged …]."""
+    return f"extended.{name}"
 
 
 def past_key(layer: int) -> str:

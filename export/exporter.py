@@ -245,6 +245,8 @@ def _site_entries(model: PrunedModel) -> tuple[SiteEntry, ...]:
             before_mlp=planned.site.cut.before_mlp,
             keep_per_image=planned.site.keep_per_image,
             positions=planned.site.positions,
+            recycled_per_image=planned.site.recycled_per_image,
+            merged_per_image=planned.site.merged_per_image,
         )
         for planned in model.plan.sites
     )

@@ -26,6 +26,9 @@ _EXAMPLE_SIZES = {
     "chunks": 4,
     "guide_tokens": 23,
     "kept": 9,
+    "prompt": 29,
+    "recycled": 6,
+    "merged": 4,
 }
 
 TORCH_DTYPES = {"int64": torch.int64, "float32": torch.float32}

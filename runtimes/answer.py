@@ -13,7 +13,8 @@ class SiteReport:
         place: Where it lies, in words.
         tokens_in: Visual tokens that entered it.
         kept: Visual tokens that left it.
-        indices: The kept tokens: picture · patches + row-major patch index, ascending.
+        indices: The kept tokens: picture · patches + row-major patch index, ascending. A merged token stands for
+            its cluster's centre.
     """
 
     name: str

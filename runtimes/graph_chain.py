@@ -105,6 +105,8 @@ class GraphChain:
         with watch.time("embed"):
             state = self._embed(token_ids, visual)
         state[names.POSITION_IDS] = self.backend.upload(np.arange(layout.num_rows, dtype=np.int64)[None])
+        state[names.INPUTS_EMBEDS] = state[names.HIDDEN_STATES]
+        state[names.PROMPT_SLOTS] = state[names.VISUAL_SLOTS]
         if self.manifest.probe is not None:
             with watch.time("guide"):
                 state.update(self._probe(layout, visual, state, guide))
@@ -143,7 +145,7 @@ class GraphChain:
         reports: list[SiteReport] = []
         for site, drop in zip(self.manifest.sites, sequence.drops, strict=False):
             slots = self.backend.download(drop.visual_slots)
-            indices = tuple(int(slot) for slot in slots[slots >= 0])
+            indices = tuple(sorted(int(slot) for slot in slots[slots >= 0]))
             reports.append(SiteReport(site.graph, site.place, drop.tokens_in, drop.kept, indices))
         return tuple(reports)
 
@@ -233,7 +235,7 @@ class GraphChain:
             for entry in self.manifest.graphs[site.graph].inputs:
                 tensor = available.get(entry.name)
                 if tensor is None:
-                    tensor = self.backend.upload(layout.host_input(entry.name, site.keep_per_image))
+                    tensor = self.backend.upload(layout.host_input(entry.name, site))
                 inputs[entry.name] = tensor
             chosen = self.graphs[site.graph].run(inputs, {})
             if site.keep_per_image is None:
@@ -242,6 +244,10 @@ class GraphChain:
             else:
                 num_rows = layout.num_rows - layout.num_visual + site.keep_per_image * layout.num_images
         with watch.time(f"gather.{site.graph}"):
+            # A site that merges tokens has appended rows to what travels on.
+            state.update(
+                {name: chosen[names.extended(name)] for name in state if names.extended(name) in chosen}
+            )
             carried = [entry.name for entry in self.manifest.graphs["gather"].inputs]
             kept = chosen[names.KEEP_INDICES].view((num_rows,))
             gathered = self.graphs["gather"].run(

@@ -128,6 +128,24 @@ def combined_bundle(combined_folder: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def sparsevlm_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLaVA checkpoint with SparseVLM, which merges tokens and numbers rows anew."""
+    from tiny_checkpoints import write_pruning
+
+    folder = Path(shutil.copytree(llava_folder, tmp_path_factory.mktemp("checkpoint") / "sparsevlm"))
+    parameters = {"layers": [0, 2], "keep": [20, 9], "positions": "upstream"}
+    return write_pruning(folder, [{"method": "sparsevlm", "parameters": parameters}])
+
+
+@pytest.fixture(scope="session")
+def sparsevlm_bundle(sparsevlm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``sparsevlm_folder`` exported."""
+    from edgeprune.export.exporter import export
+
+    return export(sparsevlm_folder, tmp_path_factory.mktemp("bundle") / "sparsevlm").path
+
+
+@pytest.fixture(scope="session")
 def tied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unpruned checkpoint with tied embeddings."""
     from tiny_checkpoints import TinyLlava, build_llava

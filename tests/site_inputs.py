@@ -1,5 +1,7 @@
 """Random inputs of a site, of the kinds that selection can stumble over."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -8,16 +10,20 @@ from edgeprune.runtimes.layout import SequenceLayout
 from edgeprune.stages import SelectStage
 
 KINDS = ("random", "sparse", "ties", "equal", "one token", "peaked")
+WHOLE_PICTURES = ("random", "ties", "equal", "peaked")
 
 
 def random_site_inputs(stage: SelectStage, seed: int, *, grid=(6, 6), dtype=torch.float32):
     """Inputs of one site by name, as torch tensors.
 
     Seeds go through the kinds: all tokens there, some there, tokens that equal each other, attention that is equal
-    for all, one token left, attention on few tokens. Pictures are one to three, text is of any length.
+    for all, one token left, attention on few tokens. Pictures are one to three, text is of any length. A site that
+    merges tokens counts on those that the site before it left, and gets whole pictures of different tokens.
     """
     rng = np.random.default_rng(seed)
-    kind = KINDS[seed % len(KINDS)]
+    merges = stage.planned.site.merged_per_image > 0
+    kinds = WHOLE_PICTURES if merges else KINDS
+    kind = kinds[seed % len(kinds)]
     num_patches = grid[0] * grid[1]
     num_images = 1 if kind == "one token" else int(rng.integers(1, 4))
     slots = [-1] * int(rng.integers(1, 4))
@@ -31,26 +37,31 @@ def random_site_inputs(stage: SelectStage, seed: int, *, grid=(6, 6), dtype=torc
     slots = np.array([*slots, *[-1] * num_text], dtype=np.int64)
     while slots[-num_text - 1] < 0:
         num_text += 1
-    layout = SequenceLayout(len(slots), num_text, num_images, int((slots >= 0).sum()))
+    layout = SequenceLayout(len(slots), num_text, num_images, int((slots >= 0).sum()), 0)
+    prompt_slots = np.array([-1, *range(num_images * num_patches), *[-1] * num_text], dtype=np.int64)
+    layout = replace(layout, num_prompt_rows=len(prompt_slots))
     visual = np.flatnonzero(slots >= 0)
 
     inputs = {}
     for spec in stage.inputs:
         if spec.name == names.VISUAL_SLOTS:
             inputs[spec.name] = torch.from_numpy(slots)
+        elif spec.name == names.PROMPT_SLOTS:
+            inputs[spec.name] = torch.from_numpy(prompt_slots)
         elif spec.name == names.POSITION_IDS:
             # Rows that earlier sites dropped have left gaps.
             gaps = rng.integers(1, 3, size=len(slots)).cumsum()
             inputs[spec.name] = torch.from_numpy(gaps[None])
         elif spec.dtype == "int64":
-            keep = stage.planned.site.keep_per_image
-            inputs[spec.name] = torch.from_numpy(layout.host_input(spec.name, keep))
+            inputs[spec.name] = torch.from_numpy(layout.host_input(spec.name, stage.planned.site))
         else:
-            shape = [len(slots) if size == "sequence" else size for size in spec.shape]
+            sizes = {"sequence": len(slots), "prompt": len(prompt_slots)}
+            shape = [sizes.get(size, size) for size in spec.shape]
             values = rng.standard_normal(shape) * (4.0 if kind == "peaked" else 1.0)
             axis = spec.shape.index("sequence") if "sequence" in spec.shape else None
             attention = not spec.name.endswith(names.HIDDEN_STATES)
-            if axis is not None and (kind == "ties" or (kind == "equal" and attention)):
+            tied = attention if merges or kind == "equal" else True
+            if axis is not None and kind in ("ties", "equal") and tied:
                 values = _repeat_rows(values, axis, visual, 3 if kind == "ties" else 1)
             inputs[spec.name] = torch.from_numpy(values).to(dtype)
     return inputs

@@ -55,6 +55,8 @@ class DecoderSite:
         host_inputs: Names of the small index tensors that the selector takes from the host.
         keep_per_image: Visual tokens kept per picture; None if it depends on the input.
         positions: What becomes of position ids behind the site (:mod:`edgeprune.numbering`).
+        recycled_per_image: Dropped tokens of a picture that are looked through for merging.
+        merged_per_image: Tokens that they are merged into, counted in ``keep_per_image``.
     """
 
     cut: Cut
@@ -62,6 +64,8 @@ class DecoderSite:
     host_inputs: tuple[str, ...]
     keep_per_image: int | None
     positions: str = ORIGINAL
+    recycled_per_image: int = 0
+    merged_per_image: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,18 @@ class SiteSelector(nn.Module):
     ``keep_indices`` [S] int64 (the kept rows first, ascending) and ``keep_count`` [] int64.
     """
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Mapping[str, Tensor]) -> Any:
         """Select the rows that survive."""
         raise NotImplementedError
+
+
+class MergingSelector(SiteSelector):
+    """A selector that makes new visual tokens of dropped ones.
+
+    ``forward`` returns, besides ``keep_indices`` and ``keep_count``, the tensors that travel on
+    (``hidden_states``, ``position_ids``, ``visual_slots``) with the new rows appended; ``keep_indices`` [S + merged]
+    says where in the sequence they stand.
+    """
 
 
 @dataclass(frozen=True)

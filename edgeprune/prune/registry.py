@@ -12,10 +12,12 @@ from edgeprune.prune.ivtp import Ivtp
 from edgeprune.prune.method import PruningMethod
 from edgeprune.prune.pyramiddrop import PyramidDrop
 from edgeprune.prune.random_tokens import RandomTokens
+from edgeprune.prune.sparsevlm import SparseVlm
 from edgeprune.prune.vtw import Vtw
 
 METHODS: dict[str, type[PruningMethod]] = {
-    method.name: method for method in (AdaptPrune, Atp, FastV, Ivtp, PyramidDrop, RandomTokens, Vtw)
+    method.name: method
+    for method in (AdaptPrune, Atp, FastV, Ivtp, PyramidDrop, RandomTokens, SparseVlm, Vtw)
 }
 
 

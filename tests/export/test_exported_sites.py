@@ -1,5 +1,6 @@
 """Every method's site graphs under ONNX Runtime choose what the torch reference chooses, index by index."""
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -12,6 +13,7 @@ from edgeprune.prune.adaptprune import AdaptPrune
 from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp import Ivtp
 from edgeprune.prune.pyramiddrop import PyramidDrop
+from edgeprune.prune.sparsevlm import SparseVlm
 from edgeprune.prune.vtw import Vtw
 
 INPUTS = 54
@@ -22,6 +24,8 @@ METHODS = {
     "fastv": FastV(layer=2, keep_ratio=0.3),
     "ivtp": Ivtp(tokens_after_vision=36, tokens_after_decoder=12, decoder_layers=3, text_selection="all"),
     "pyramiddrop": PyramidDrop(layers=(1, 3), keep_ratios=(0.5, 0.2)),
+    "sparsevlm": SparseVlm(layers=(0, 2), keep=(20, 9)),
+    "sparsevlm, not recycling": SparseVlm(layers=(1,), keep=(5,), recycle=False),
     "vtw": Vtw(layer=3),
 }
 
@@ -37,6 +41,7 @@ def test_kept_indices_equal_torch(name, dtype, llava_folder, atp_folder):
     for stage in sites(folder, methods, dtype):
         model = ir.to_proto(trace_stage(stage, dtype, 23))
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        extensions = [spec.name for spec in stage.outputs if spec.name.startswith("extended.")]
         fed = {value.name for value in session.get_inputs()}
         counts = set()
         for seed in range(INPUTS):
@@ -47,5 +52,9 @@ def test_kept_indices_equal_torch(name, dtype, llava_folder, atp_folder):
             indices, count = session.run(["keep_indices", "keep_count"], feed)
             assert count == expected["keep_count"], (stage.name, seed)
             assert indices.tolist() == expected["keep_indices"].tolist(), (stage.name, seed)
+            for extended, tensor in zip(
+                session.run(extensions, feed) if extensions else [], extensions, strict=True
+            ):
+                np.testing.assert_allclose(extended, expected[tensor].numpy(), rtol=1e-2, atol=1e-3)
             counts.add(int(count))
         assert len(counts) > 3
