@@ -265,6 +265,11 @@ def _answer_lines(answer: "edgeprune.Answer") -> list[str]:
         f"{site.name}, {site.place}: {site.kept} of {site.tokens_in} visual tokens kept"
         for site in answer.sites
     ]
+    lines += [
+        f"{site.name}: {left} visual tokens left after {generated} generated tokens"
+        for site in answer.sites
+        for generated, left in site.evictions
+    ]
     times = answer.timings_ms
     prefill = sum(
         value for name, value in times.items() if name.startswith(("prefill.", "select.", "gather."))

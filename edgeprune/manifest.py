@@ -226,6 +226,21 @@ class ParityEntry:
 
 
 @dataclass(frozen=True)
+class RateEntry:
+    """Dropping tokens from the caches behind the last site while an answer is generated.
+
+    The graph "rate" decides at every generated token, the graph "compact" takes the rows that stay.
+
+    Attributes:
+        layer: The decoder layer whose query and keys the graph "rate" reads, the last before the site.
+        num_rates: R: rate k removes the share k/R of the visual tokens that entered the site.
+    """
+
+    layer: int
+    num_rates: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The manifest of a bundle."""
 
@@ -243,6 +258,7 @@ class Manifest:
     prompt: dict[str, Any]
     tokenizer: FileEntry
     parity: dict[str, ParityEntry]
+    rate: RateEntry | None = None
     calibration: dict[str, Any] | None = None
     engines: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -252,6 +268,7 @@ class Manifest:
             raise BundleError(f"{MANIFEST_FILE}.dtype is {self.dtype!r}, known: {', '.join(DTYPES)}")
         needed = ["vision", "embed", *(s.graph for s in self.segments), *(s.graph for s in self.sites)]
         needed += ["gather"] if self.sites else []
+        needed += ["rate", "compact"] if self.rate is not None else []
         needed += ["guide"] if self.probe is not None and self.probe.guided else []
         for name in needed:
             if name not in self.graphs:

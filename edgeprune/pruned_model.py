@@ -14,12 +14,15 @@ from edgeprune.models.llava import LlavaModel
 from edgeprune.numbering import ORIGINAL, next_position, segment_numberings
 from edgeprune.prune.ivtp_guide import IvtpGuide
 from edgeprune.pruning_plan import PruningPlan
+from edgeprune.runtimes.eviction import Eviction
 from edgeprune.runtimes.guide import GuideInputs
 from edgeprune.runtimes.layout import SequenceLayout
 from edgeprune.stages import (
+    CompactStage,
     EmbedStage,
     GatherStage,
     GuideStage,
+    RateStage,
     SegmentStage,
     SelectStage,
     Stage,
@@ -46,6 +49,19 @@ class SiteResult:
     slots: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class CacheEviction:
+    """What a method that drops tokens while generating needs from the prefill.
+
+    Attributes:
+        state: Which rows the caches hold.
+        visual_slots: [S] of the rows that entered the site.
+    """
+
+    state: Eviction
+    visual_slots: Tensor
+
+
 @dataclass
 class Prefill:
     """The state after prefill.
@@ -55,6 +71,7 @@ class Prefill:
         caches: Keys and values by layer, [1, Hkv, rows, D].
         sites: What every site did.
         next_position: Position of the first generated token: the unpruned length.
+        eviction: Which rows the caches behind the last site hold, if tokens go on being dropped.
         record: Inputs and outputs of every stage that ran, in order (only if asked for).
     """
 
@@ -62,6 +79,7 @@ class Prefill:
     caches: dict[int, tuple[Tensor, Tensor]]
     sites: list[SiteResult]
     next_position: int
+    eviction: "CacheEviction | None" = None
     record: list[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=list)
 
 
@@ -125,13 +143,19 @@ class PrunedModel:
         ]
         self.numberings = segment_numberings([planned.site.positions for planned in plan.sites])
         self.gather = GatherStage(width, probe=plan.probe is not None) if plan.sites else None
+        rate = plan.rate(weights)
+        self.rate = None if rate is None else RateStage(rate[1], self.segments[rate[0]])
+        decoder = model.config.decoder
+        self.compact = None if rate is None else CompactStage(decoder.num_kv_heads, decoder.head_dim)
         for stage in self.stages:
             stage.eval()
 
     @property
     def stages(self) -> list[Stage]:
         """Every stage, each once."""
-        optional = [stage for stage in (self.guide, self.gather) if stage is not None]
+        optional = [
+            stage for stage in (self.guide, self.gather, self.rate, self.compact) if stage is not None
+        ]
         return [self.vision, self.embed, *self.segments, *self.selects, *optional]
 
     @property
@@ -203,7 +227,13 @@ class PrunedModel:
             state[names.HIDDEN_STATES] = outputs[names.out(names.HIDDEN_STATES)]
             if num_images:
                 select = self.selects[index]
-                layout = self._drop(select, layout, outputs, state, result.sites, run)
+                entered = state[names.VISUAL_SLOTS]
+                layout, chosen = self._drop(select, layout, outputs, state, result.sites, run)
+                if names.VISUAL_RANKS in chosen and self.rate is not None:
+                    rows = chosen[names.KEEP_INDICES][: layout.num_rows]
+                    ranks = chosen[names.VISUAL_RANKS][rows].numpy()
+                    eviction = Eviction(ranks, result.sites[-1].tokens_in, self.rate.num_rates)
+                    result.eviction = CacheEviction(eviction, entered)
         raise AssertionError("the last segment returns")
 
     @torch.no_grad()
@@ -213,8 +243,17 @@ class PrunedModel:
         position: int,
         caches: dict[int, tuple[Tensor, Tensor]],
         record: list[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]] | None = None,
+        eviction: CacheEviction | None = None,
     ) -> Tensor:
-        """Run one generated token; extends ``caches`` and returns the logits [V]."""
+        """Run one generated token; extends ``caches`` (and may drop rows from them), returns the logits [V].
+
+        Args:
+            token_id: The token.
+            position: Its position in the unpruned sequence.
+            caches: Keys and values by layer.
+            record: Takes inputs and outputs of every stage that runs.
+            eviction: From the prefill.
+        """
         width = self.model.config.decoder.hidden_size
 
         def run(stage: Stage, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -246,6 +285,8 @@ class PrunedModel:
                 caches[layer] = (outputs[names.present_key(layer)], outputs[names.present_value(layer)])
             if segment.is_last:
                 return outputs[names.LOGITS][0]
+            if eviction is not None and self.rate is not None and self.rate.layer in segment.layers:
+                self._evict(outputs, caches, eviction, position, run)
             state[names.HIDDEN_STATES] = outputs[names.out(names.HIDDEN_STATES)]
         raise AssertionError("the last segment returns")
 
@@ -267,7 +308,7 @@ class PrunedModel:
                 break
             generated.append(token)
             if step + 1 < max_new_tokens:
-                logits = self.decode(token, state.next_position + step, state.caches)
+                logits = self.decode(token, state.next_position + step, state.caches, eviction=state.eviction)
         return generated, state.sites
 
     def _check_prompt(self, layout: SequenceLayout, guide: GuideInputs | None) -> None:
@@ -352,8 +393,8 @@ class PrunedModel:
         state: dict[str, Tensor],
         sites: list[SiteResult],
         run: _Run,
-    ) -> SequenceLayout:
-        """Run one site and carry the kept rows on."""
+    ) -> tuple[SequenceLayout, dict[str, Tensor]]:
+        """Run one site and carry the kept rows on; returns the layout behind it and the site's outputs."""
         assert self.gather is not None
         site = select.planned.site
         available = {**state, **outputs}
@@ -377,4 +418,32 @@ class PrunedModel:
                 select.name, layout.num_visual, kept.num_visual, tuple(sorted(slots[slots >= 0].tolist()))
             )
         )
-        return kept
+        return kept, chosen
+
+    def _evict(
+        self,
+        outputs: Mapping[str, Tensor],
+        caches: dict[int, tuple[Tensor, Tensor]],
+        eviction: CacheEviction,
+        position: int,
+        run: _Run,
+    ) -> None:
+        """Decide the rate of a generated token, and drop rows from the caches behind the site if it has grown."""
+        assert self.rate is not None
+        available = {**outputs, names.VISUAL_SLOTS: eviction.visual_slots}
+        decided = run(self.rate, {spec.name: available[spec.name] for spec in self.rate.inputs})
+        later = [layer for layer in caches if layer > self.rate.layer]
+        cached_rows = caches[later[0]][0].shape[2]
+        generated = position - eviction.visual_slots.shape[0] + 1
+        rows = eviction.state.rows_to_keep(int(decided[names.RATE]), cached_rows, generated)
+        if rows is None:
+            return
+        for layer in later:
+            caches[layer] = self.compact_cache(*caches[layer], torch.from_numpy(rows), run)
+
+    def compact_cache(self, key: Tensor, value: Tensor, rows: Tensor, run: _Run) -> tuple[Tensor, Tensor]:
+        """The rows of one layer's cache that stay."""
+        assert self.compact is not None
+        inputs = {names.KEEP_INDICES: rows, names.CACHED_KEY: key, names.CACHED_VALUE: value}
+        kept = run(self.compact, inputs)
+        return kept[names.out(names.CACHED_KEY)], kept[names.out(names.CACHED_VALUE)]

@@ -8,7 +8,14 @@ from torch import Tensor
 from edgeprune.errors import PruningError
 from edgeprune.models.clip import VisionPruner
 from edgeprune.models.llama import Cut, LlamaDecoder, check_cuts
-from edgeprune.prune.method import DecoderSite, ModelGeometry, ProbeSpec, PruningMethod, SiteSelector
+from edgeprune.prune.method import (
+    DecoderSite,
+    ModelGeometry,
+    ProbeSpec,
+    PruningMethod,
+    RateSpec,
+    SiteSelector,
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,25 @@ class PruningPlan:
     def probe(self) -> ProbeSpec | None:
         """The probe rows, if a method brings some."""
         return next((probe for m in self.methods if (probe := m.probe(self.geometry)) is not None), None)
+
+    def rate(self, weights: Mapping[str, Tensor]) -> tuple[int, RateSpec] | None:
+        """What drops tokens while an answer is generated: the index of its site, which is the last, and how."""
+        for method in self.methods:
+            prefix = f"{method.name}."
+            own = {
+                name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)
+            }
+            spec = method.rate(self.geometry, own)
+            if spec is None:
+                continue
+            index = [planned.method for planned in self.sites].index(method)
+            if index != len(self.sites) - 1:
+                raise PruningError(
+                    f"{method.name} drops tokens while generating and must be the last site: "
+                    f"'{self.sites[-1].method.name}' lies behind it"
+                )
+            return index, spec
+        return None
 
     def vision_pruner(self) -> VisionPruner | None:
         """A new module that prunes inside the vision tower, if a method does."""

@@ -16,7 +16,7 @@ from edgeprune.models.llama import Probe, blocks_between, causal_mask, rotary_an
 from edgeprune.models.llava import LlavaModel
 from edgeprune.operators.token_gather import token_gather
 from edgeprune.prune.ivtp_guide import IvtpGuide
-from edgeprune.prune.method import MergingSelector
+from edgeprune.prune.method import MergingSelector, RankingSelector, RateSpec
 from edgeprune.pruning_plan import PlannedSite, PruningPlan
 
 
@@ -321,15 +321,17 @@ class SelectStage(Stage):
                 TensorSpec(names.extended(names.POSITION_IDS), "int64", (1, rows)),
                 TensorSpec(names.extended(names.VISUAL_SLOTS), "int64", (rows,)),
             ]
+        if isinstance(self.selector, RankingSelector):
+            outputs.append(TensorSpec(names.VISUAL_RANKS, "int64", ("sequence",)))
         self.outputs = tuple(outputs)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Choose the rows that survive."""
-        keep_indices, keep_count, *merged = self.selector(inputs)
+        keep_indices, keep_count, *more = self.selector(inputs)
         outputs = {names.KEEP_INDICES: keep_indices, names.KEEP_COUNT: keep_count}
-        for extended in merged:
-            outputs |= {names.extended(name): tensor for name, tensor in extended.items()}
-        return outputs
+        for named in more:
+            outputs |= named
+        return {spec.name: outputs[spec.name] for spec in self.outputs}
 
 
 class GatherStage(Stage):
@@ -365,6 +367,53 @@ class GatherStage(Stage):
             [axis for _, axis in self.carried],
         )
         return {spec.name: tensor for spec, tensor in zip(self.outputs, gathered, strict=True)}
+
+
+class RateStage(Stage):
+    """What share of the visual tokens is removed, at one generated token; runs in decoding only."""
+
+    def __init__(self, spec: RateSpec, segment: SegmentStage) -> None:
+        super().__init__()
+        self.name = "rate"
+        self.layer, self.num_rates = spec.layer, spec.num_rates
+        self.decision = spec.decision
+        config = segment.model.config.decoder
+        self.inputs = (
+            TensorSpec(names.query(self.layer), "model", (1, config.num_heads, 1, config.head_dim)),
+            TensorSpec(
+                names.present_key(self.layer),
+                "model",
+                (1, config.num_kv_heads, "past + sequence", config.head_dim),
+            ),
+            TensorSpec(names.VISUAL_SLOTS, "int64", ("prompt",)),
+        )
+        self.outputs = (TensorSpec(names.RATE, "int64", ()),)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Decide."""
+        return {names.RATE: self.decision(*(inputs[spec.name] for spec in self.inputs))}
+
+
+class CompactStage(Stage):
+    """The rows of one layer's KV cache that stay."""
+
+    def __init__(self, num_kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.name = "compact"
+        cached = (names.CACHED_KEY, names.CACHED_VALUE)
+        self.inputs = (
+            TensorSpec(names.KEEP_INDICES, "int64", ("kept",)),
+            *(TensorSpec(name, "model", (1, num_kv_heads, "past", head_dim)) for name in cached),
+        )
+        self.outputs = tuple(
+            TensorSpec(names.out(name), "model", (1, num_kv_heads, "kept", head_dim)) for name in cached
+        )
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gather them."""
+        cached = [inputs[names.CACHED_KEY], inputs[names.CACHED_VALUE]]
+        key, value = token_gather(inputs[names.KEEP_INDICES], cached, [2, 2])
+        return {names.out(names.CACHED_KEY): key, names.out(names.CACHED_VALUE): value}
 
 
 def _as_input(spec: TensorSpec) -> TensorSpec:

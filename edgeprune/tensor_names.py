@@ -22,6 +22,10 @@ RECYCLED_IDS = (
     "recycled_ids"  # int64, 0 … number of dropped tokens that are looked through for merging, minus 1
 )
 MERGED_IDS = "merged_ids"  # int64, 0 … number of tokens that they are merged into, minus 1
+VISUAL_RANKS = "visual_ranks"  # [S] int64: importance of a visual token, 0 the highest, -1 for text
+RATE = "rate"  # [] int64: index of the share of visual tokens removed
+CACHED_KEY = "cached_key"  # [1, Hkv, P, D], of any layer
+CACHED_VALUE = "cached_value"  # [1, Hkv, P, D], of any layer
 CONTEXT_ROWS = "context_rows"  # rows up to the last visual token, int64
 IMAGE_IDS = "image_ids"  # [M] int64: 0 … M-1
 LOGITS = "logits"  # [1, V], of the last row

@@ -69,9 +69,29 @@ def record_cases(
             for step in range(decode_steps):
                 record: list[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]] = []
                 token = int(logits.argmax())
-                logits = model.decode(token, prefill.next_position + step, prefill.caches, record)
+                logits = model.decode(
+                    token, prefill.next_position + step, prefill.caches, record, prefill.eviction
+                )
                 keep(f"decode step {step + 1}", record)
+            if model.compact is not None:
+                keep("every other row of a cache", _compaction(model, prefill))
     return cases
+
+
+def _compaction(
+    model: PrunedModel, prefill: Prefill
+) -> list[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]]:
+    """A run of the compaction, which a short answer may not need."""
+    record: list[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]] = []
+
+    def run(stage: Stage, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = stage(inputs)
+        record.append((stage, inputs, outputs))
+        return outputs
+
+    key, value = next(iter(prefill.caches.values()))
+    model.compact_cache(key, value, torch.arange(0, key.shape[2], 2), run)
+    return record
 
 
 def check_graph(path: Path, cases: Sequence[StageCase], dtype: torch.dtype) -> ParityEntry:

@@ -29,6 +29,7 @@ _EXAMPLE_SIZES = {
     "prompt": 29,
     "recycled": 6,
     "merged": 4,
+    "past + sequence": 31,
 }
 
 TORCH_DTYPES = {"int64": torch.int64, "float32": torch.float32}

@@ -15,6 +15,8 @@ class SiteReport:
         kept: Visual tokens that left it.
         indices: The kept tokens: picture · patches + row-major patch index, ascending. A merged token stands for
             its cluster's centre.
+        evictions: Where tokens go on being dropped while the answer is generated: (generated tokens, visual tokens
+            left) at every drop.
     """
 
     name: str
@@ -22,6 +24,7 @@ class SiteReport:
     tokens_in: int
     kept: int
     indices: tuple[int, ...]
+    evictions: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Answer:
                     "tokens_in": site.tokens_in,
                     "kept": site.kept,
                     "indices": list(site.indices),
+                    "evictions": [list(event) for event in site.evictions],
                 }
                 for site in self.sites
             ],

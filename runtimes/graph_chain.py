@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from edgeprune.manifest import Manifest
 from edgeprune.numbering import ORIGINAL, RENUMBERED, next_position, segment_numberings
 from edgeprune.runtimes.answer import SiteReport
 from edgeprune.runtimes.backend import Backend, DeviceTensor, Graph
+from edgeprune.runtimes.eviction import Eviction
 from edgeprune.runtimes.guide import GuideInputs
 from edgeprune.runtimes.kv_cache import SegmentCache
 from edgeprune.runtimes.layout import SequenceLayout
@@ -45,6 +46,14 @@ class _Drop:
     visual_slots: DeviceTensor
 
 
+@dataclass(frozen=True)
+class _CacheEviction:
+    """What dropping tokens while generating needs: the host's state, and the slots [S] that entered the site."""
+
+    state: Eviction
+    visual_slots: DeviceTensor
+
+
 @dataclass
 class Sequence:
     """A sequence between prefill and its last token.
@@ -53,11 +62,13 @@ class Sequence:
         caches: One per segment.
         position: Of the next token: the unpruned length plus the tokens generated so far.
         drops: What the sites did, in order.
+        eviction: What the caches behind the last site hold, if tokens go on being dropped.
     """
 
     caches: list[SegmentCache]
     position: int
     drops: list[_Drop] = field(default_factory=list)
+    eviction: _CacheEviction | None = None
 
 
 class GraphChain:
@@ -119,7 +130,7 @@ class GraphChain:
                 return self._logits(outputs, watch), sequence
             state[names.HIDDEN_STATES] = outputs[names.out(names.HIDDEN_STATES)]
             if num_images:
-                layout = self._drop(index, layout, state, outputs, sequence.drops, watch)
+                layout = self._drop(index, layout, state, outputs, sequence, watch)
         raise AssertionError("the last segment gives logits")
 
     def decode(self, token_id: int, sequence: Sequence, watch: Stopwatch) -> NDArray[Any]:
@@ -137,6 +148,8 @@ class GraphChain:
             if names.LOGITS in outputs:
                 sequence.position += 1
                 return self._logits(outputs, watch)
+            if sequence.eviction is not None and index == len(self.manifest.sites) - 1:
+                self._evict(outputs, sequence, sequence.eviction, watch)
             state[names.HIDDEN_STATES] = outputs[names.out(names.HIDDEN_STATES)]
         raise AssertionError("the last segment gives logits")
 
@@ -147,6 +160,8 @@ class GraphChain:
             slots = self.backend.download(drop.visual_slots)
             indices = tuple(sorted(int(slot) for slot in slots[slots >= 0]))
             reports.append(SiteReport(site.graph, site.place, drop.tokens_in, drop.kept, indices))
+        if sequence.eviction is not None:
+            reports[-1] = replace(reports[-1], evictions=tuple(sequence.eviction.state.events))
         return tuple(reports)
 
     def _embed(
@@ -224,7 +239,7 @@ class GraphChain:
         layout: SequenceLayout,
         state: dict[str, DeviceTensor],
         outputs: Mapping[str, DeviceTensor],
-        drops: list[_Drop],
+        sequence: Sequence,
         watch: Stopwatch,
     ) -> SequenceLayout:
         """Run the site behind a segment and carry the kept rows on."""
@@ -244,6 +259,11 @@ class GraphChain:
             else:
                 num_rows = layout.num_rows - layout.num_visual + site.keep_per_image * layout.num_images
         with watch.time(f"gather.{site.graph}"):
+            if self.manifest.rate is not None and names.VISUAL_RANKS in chosen:
+                rows = self.backend.download(chosen[names.KEEP_INDICES])[:num_rows]
+                ranks = self.backend.download(chosen[names.VISUAL_RANKS])[rows]
+                eviction = Eviction(ranks, layout.num_visual, self.manifest.rate.num_rates)
+                sequence.eviction = _CacheEviction(eviction, state[names.VISUAL_SLOTS])
             # A site that merges tokens has appended rows to what travels on.
             state.update(
                 {name: chosen[names.extended(name)] for name in state if names.extended(name) in chosen}
@@ -257,8 +277,30 @@ class GraphChain:
         if site.positions != ORIGINAL:
             state[names.POSITION_IDS] = self.backend.upload(np.arange(num_rows, dtype=np.int64)[None])
         after = layout.keep(num_rows)
-        drops.append(_Drop(layout.num_visual, after.num_visual, state[names.VISUAL_SLOTS]))
+        sequence.drops.append(_Drop(layout.num_visual, after.num_visual, state[names.VISUAL_SLOTS]))
         return after
+
+    def _evict(
+        self,
+        outputs: Mapping[str, DeviceTensor],
+        sequence: Sequence,
+        eviction: _CacheEviction,
+        watch: Stopwatch,
+    ) -> None:
+        """Decide the rate of a generated token, and drop rows from the caches behind the site if it has grown."""
+        available = {**outputs, names.VISUAL_SLOTS: eviction.visual_slots}
+        inputs = {entry.name: available[entry.name] for entry in self.manifest.graphs["rate"].inputs}
+        with watch.time("rate"):
+            rate = int(self.backend.download(self.graphs["rate"].run(inputs, {})[names.RATE]))
+        later = sequence.caches[len(self.manifest.sites) :]
+        generated = sequence.position - eviction.visual_slots.shape[0] + 1
+        rows = eviction.state.rows_to_keep(rate, later[0].length, generated)
+        if rows is None:
+            return
+        with watch.time("evict"):
+            kept = self.backend.upload(rows)
+            for cache in later:
+                cache.compact(self.graphs["compact"], kept)
 
     def _logits(self, outputs: Mapping[str, DeviceTensor], watch: Stopwatch) -> NDArray[Any]:
         with watch.time("logits_to_host"):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune import tensor_names as names
-from edgeprune.runtimes.backend import Backend, DeviceTensor
+from edgeprune.runtimes.backend import Backend, DeviceTensor, Graph
 
 _Namer = Callable[[int], str]
 
@@ -43,6 +43,7 @@ class SegmentCache:
         self.layers = layers
         self.length = 0
         self.capacity = capacity
+        self._backend = backend
         self._heads, self._width = num_kv_heads, head_dim
         shape = (2 * len(layers), num_kv_heads, capacity, head_dim)
         self._buffers = [backend.allocate(shape, dtype) for _ in range(2)]
@@ -72,6 +73,27 @@ class SegmentCache:
         """The segment has run: what it wrote is the cache now."""
         self.length += num_new
         self._front = 1 - self._front
+
+    def compact(self, graph: Graph, rows: DeviceTensor) -> None:
+        """Keep some of the rows only, in buffers that are smaller by the others.
+
+        Args:
+            graph: The bundle's graph "compact".
+            rows: [K] int64, ascending.
+        """
+        kept = rows.shape[0]
+        past = self.past()
+        capacity = self.capacity - (self.length - kept)
+        shape = (2 * len(self.layers), self._heads, capacity, self._width)
+        buffers = [self._backend.allocate(shape, self._buffers[0].dtype) for _ in range(2)]
+        self.length, self.capacity, self._buffers, self._front = kept, capacity, buffers, 0
+        target = self.past()
+        for layer in self.layers:
+            key, value = names.past_key(layer), names.past_value(layer)
+            graph.run(
+                {names.KEEP_INDICES: rows, names.CACHED_KEY: past[key], names.CACHED_VALUE: past[value]},
+                {names.out(names.CACHED_KEY): target[key], names.out(names.CACHED_VALUE): target[value]},
+            )
 
     def _tensors(
         self, buffer: DeviceTensor, length: int, key_name: _Namer, value_name: _Namer

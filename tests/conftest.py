@@ -146,6 +146,23 @@ def sparsevlm_bundle(sparsevlm_folder: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
+def dyrate_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLaVA checkpoint with DyRate before layer 2, whose rate grows with the attention to the response."""
+    from tiny_checkpoints import add_dyrate
+
+    folder = Path(shutil.copytree(llava_folder, tmp_path_factory.mktemp("checkpoint") / "dyrate"))
+    return add_dyrate(folder, layer=2)
+
+
+@pytest.fixture(scope="session")
+def dyrate_bundle(dyrate_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``dyrate_folder`` exported."""
+    from edgeprune.export.exporter import export
+
+    return export(dyrate_folder, tmp_path_factory.mktemp("bundle") / "dyrate").path
+
+
+@pytest.fixture(scope="session")
 def tied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unpruned checkpoint with tied embeddings."""
     from tiny_checkpoints import TinyLlava, build_llava

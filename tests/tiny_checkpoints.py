@@ -205,6 +205,24 @@ def add_atp(
     return write_pruning(folder, [{"method": "atp", "parameters": values}])
 
 
+def add_dyrate(folder: Path, layer: int, *, num_rates: int = 8, heads: int = TINY.heads) -> Path:
+    """Add ``pruning.json`` and ``pruning.safetensors`` of DyRate.
+
+    The logit of rate k is -(k - 1 - 3R·s)² + c, linear in the share s that heads pay to the response: the rate begins
+    at 1/R and grows with s.
+    """
+    rates = torch.arange(num_rates, dtype=torch.float32)
+    weight = torch.zeros(num_rates, heads, 4)
+    weight[:, :, 3] = (2 * rates * 3 * num_rates / heads)[:, None]
+    # The terms in s alone are the same for all rates.
+    bias = -(rates**2) + 2 * rates
+    tensors = {"dyrate.predictor.weight": weight.flatten(1), "dyrate.predictor.bias": bias}
+    save_file(tensors, folder / "pruning.safetensors")
+    return write_pruning(
+        folder, [{"method": "dyrate", "parameters": {"layer": layer, "num_rates": num_rates}}]
+    )
+
+
 def write_pruning(folder: Path, methods: Sequence[dict[str, Any]]) -> Path:
     """Write ``pruning.json``."""
     (folder / "pruning.json").write_text(json.dumps({"methods": list(methods)}), encoding="utf-8")

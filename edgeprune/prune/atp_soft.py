@@ -113,12 +113,17 @@ def masked_softmax(logits: Tensor, gate: Tensor, visible: Tensor) -> Tensor:
 
 
 def soft_attention(gate: Tensor) -> AttentionFunction:
-    """Attention that sees row j as far as ``gate`` [B, S] lets it, for ``LlamaLayer.attention``."""
-    itself = torch.eye(gate.shape[1], dtype=torch.bool, device=gate.device)
-    gates = torch.where(itself, 1.0, gate.unsqueeze(1)).unsqueeze(1)
+    """Attention that sees row j as far as ``gate`` lets it, for ``LlamaLayer.attention``.
+
+    Shapes:
+        gate: [B, S], the same for all rows that look, or [B, S, S] with gates of its own for each of them.
+    """
+    itself = torch.eye(gate.shape[-1], dtype=torch.bool, device=gate.device)
+    by_row = gate.unsqueeze(1) if gate.dim() == 2 else gate
+    gates = torch.where(itself, 1.0, by_row).unsqueeze(1)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        probabilities = masked_softmax(_attention_logits(query, key), gates, mask).to(value.dtype)
+        probabilities = masked_softmax(attention_logits(query, key), gates, mask).to(value.dtype)
         batch, heads, rows, columns = probabilities.shape
         per_key_head = probabilities.view(batch, value.shape[1], -1, columns) @ value
         return per_key_head.view(batch, heads, rows, -1)
@@ -273,13 +278,13 @@ def _self_score(attention: AttentionOutput, state: _State) -> Tensor:
     weights = state.alive / state.alive.sum(dim=1, keepdim=True).clamp(min=SOFTMAX_EPS)
     visual_query = _take(attention.query.transpose(1, 2), state.rows)
     mean_query = torch.einsum("bk,bkhd->bhd", weights, visual_query).unsqueeze(2)
-    return _attention_logits(mean_query, attention.key).mean(dim=1).squeeze(1).gather(1, state.rows)
+    return attention_logits(mean_query, attention.key).mean(dim=1).squeeze(1).gather(1, state.rows)
 
 
 def _cross_score(attention: AttentionOutput, state: _State) -> Tensor:
     """S_cross [B, K] (Eq. 4)."""
     first = int(state.rows[:, -1].min()) + 1
-    logits = _attention_logits(attention.query[:, :, first:], attention.key)
+    logits = attention_logits(attention.query[:, :, first:], attention.key)
     visible = causal_mask(attention.key.shape[2], 0, logits.device)[:, :, first:]
     probabilities = masked_softmax(logits, state.gate[:, None, None], visible).mean(dim=1)
     text = state.is_text[:, first:].float()
@@ -287,7 +292,7 @@ def _cross_score(attention: AttentionOutput, state: _State) -> Tensor:
     return torch.einsum("br,brs->bs", text, probabilities).gather(1, state.rows)
 
 
-def _attention_logits(query: Tensor, key: Tensor) -> Tensor:
+def attention_logits(query: Tensor, key: Tensor) -> Tensor:
     """q·k/√D in float32: [B, H, R, D], [B, Hkv, S, D] → [B, H, R, S]."""
     batch, heads, rows, width = query.shape
     grouped = query.reshape(batch, key.shape[1], -1, width).float()

@@ -96,10 +96,44 @@ class SiteSelector(nn.Module):
 class MergingSelector(SiteSelector):
     """A selector that makes new visual tokens of dropped ones.
 
-    ``forward`` returns, besides ``keep_indices`` and ``keep_count``, the tensors that travel on
-    (``hidden_states``, ``position_ids``, ``visual_slots``) with the new rows appended; ``keep_indices`` [S + merged]
-    says where in the sequence they stand.
+    ``forward`` returns, besides ``keep_indices`` and ``keep_count``, by name (``tensor_names.extended``) the tensors
+    that travel on (``hidden_states``, ``position_ids``, ``visual_slots``) with the new rows appended; ``keep_indices``
+    [S + merged] says where in the sequence they stand.
     """
+
+
+class RankingSelector(SiteSelector):
+    """A selector whose method goes on dropping tokens while an answer is generated.
+
+    ``forward`` returns, besides ``keep_indices`` and ``keep_count``, by name ``visual_ranks`` [S] int64.
+    """
+
+
+class RateDecision(nn.Module):
+    """Decides at a generated token what share of the visual tokens is removed; traced as the graph "rate"."""
+
+    def forward(self, query: Tensor, key: Tensor, visual_slots: Tensor) -> Tensor:
+        """Index of the rate, [] int64.
+
+        Shapes:
+            query: [1, H, 1, D]; key: [1, Hkv, P + 1, D]; visual_slots: [S], of the rows that entered the site.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RateSpec:
+    """How a method goes on dropping tokens while an answer is generated, behind its only site.
+
+    Attributes:
+        layer: The decoder layer whose query and keys are read, the last before the site.
+        num_rates: R: index k removes the share k/R.
+        decision: The module.
+    """
+
+    layer: int
+    num_rates: int
+    decision: RateDecision
 
 
 @dataclass(frozen=True)
@@ -159,6 +193,11 @@ class PruningMethod(ABC):
             decoder: The decoder, whose modules the selector may use too; a bundle stores their weights once.
         """
         raise NotImplementedError(f"{self.name} has no decoder sites")
+
+    def rate(self, geometry: ModelGeometry, weights: Mapping[str, Tensor]) -> RateSpec | None:
+        """What drops tokens while an answer is generated, if anything; arguments as :meth:`selector`."""
+        del geometry, weights
+        return None
 
     def parameters(self) -> dict[str, Any]:
         """The parameters as plain JSON values."""

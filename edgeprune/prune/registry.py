@@ -7,6 +7,7 @@ from typing import Any
 from edgeprune.errors import PruningError
 from edgeprune.prune.adaptprune import AdaptPrune
 from edgeprune.prune.atp import Atp
+from edgeprune.prune.dyrate import DyRate
 from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp import Ivtp
 from edgeprune.prune.method import PruningMethod
@@ -17,7 +18,7 @@ from edgeprune.prune.vtw import Vtw
 
 METHODS: dict[str, type[PruningMethod]] = {
     method.name: method
-    for method in (AdaptPrune, Atp, FastV, Ivtp, PyramidDrop, RandomTokens, SparseVlm, Vtw)
+    for method in (AdaptPrune, Atp, DyRate, FastV, Ivtp, PyramidDrop, RandomTokens, SparseVlm, Vtw)
 }
 
 

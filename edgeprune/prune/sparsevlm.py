@@ -265,9 +265,11 @@ class SparseVlmRecycler(MergingSelector):
             )
         )
         keep_indices = torch.sort(place, stable=True).indices
+        new = merged.to(hidden.dtype).unsqueeze(0)
         extended = {
-            tensor_names.HIDDEN_STATES: torch.cat((hidden, merged.to(hidden.dtype).unsqueeze(0)), dim=1),
+            tensor_names.HIDDEN_STATES: torch.cat((hidden, new), dim=1),
             tensor_names.POSITION_IDS: torch.cat((positions, positions.index_select(1, sources)), dim=1),
             tensor_names.VISUAL_SLOTS: torch.cat((slots, slots.index_select(0, sources))),
         }
-        return keep_indices, count + merged_ids.shape[0], extended
+        named = {tensor_names.extended(name): tensor for name, tensor in extended.items()}
+        return keep_indices, count + merged_ids.shape[0], named

@@ -18,6 +18,7 @@ from edgeprune.prune.vtw import Vtw
 
 INPUTS = 54
 """Nine of each kind."""
+LEARNED = ("atp", "dyrate")
 METHODS = {
     "adaptprune": AdaptPrune(layer=2, keep=7),
     "adaptprune, normed": AdaptPrune(layer=1, keep=20, max_distance=3, key_source="normed"),
@@ -35,9 +36,11 @@ def sites(folder, methods, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
-@pytest.mark.parametrize("name", ["atp", *METHODS])
-def test_kept_indices_equal_torch(name, dtype, llava_folder, atp_folder):
-    folder, methods = (atp_folder, None) if name == "atp" else (llava_folder, [METHODS[name]])
+@pytest.mark.parametrize("name", [*LEARNED, *METHODS])
+def test_kept_indices_equal_torch(name, dtype, llava_folder, request):
+    folder, methods = llava_folder, [METHODS[name]] if name in METHODS else None
+    if name in LEARNED:
+        folder = request.getfixturevalue(f"{name}_folder")
     for stage in sites(folder, methods, dtype):
         model = ir.to_proto(trace_stage(stage, dtype, 23))
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

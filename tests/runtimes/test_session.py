@@ -28,7 +28,7 @@ from edgeprune.runtimes.preprocessing import read_picture
 from edgeprune.runtimes.sampling import SamplingOptions
 from edgeprune.runtimes.session import Session, open_session
 
-KINDS = ("atp", "combined", "ivtp", "random", "sparsevlm", "unpruned")
+KINDS = ("atp", "combined", "dyrate", "ivtp", "random", "sparsevlm", "unpruned")
 PICTURES = check_pictures(6, size=(60, 40))
 QUESTION = "What colour is the circle?"
 WORDS = [*" ".join(CORPUS).split(), "Größe", "猫", "🙂", "1234", "…", "x" * 40]
@@ -202,7 +202,9 @@ def test_logits_are_those_of_the_reference(pair, chain, num_images, prefix, betw
     assert sequence.position == len(ids)
     for step in range(3):
         token = 10 + (seed + 17 * step) % 300
-        reference = pair.model.decode(token, expected.next_position + step, expected.caches)
+        reference = pair.model.decode(
+            token, expected.next_position + step, expected.caches, eviction=expected.eviction
+        )
         ours = chain.decode(token, sequence, watch)
         assert np.abs(ours - reference.numpy()).max() <= 1e-4
     for cache in sequence.caches:
@@ -231,7 +233,9 @@ def test_half_precision(atp_float16_bundle, atp_folder):
         scale = max(1, float(expected.logits.abs().max()))
         assert np.abs(logits - expected.logits.numpy()).max() <= 2e-2 * scale
         decoded = chain.decode(20, sequence, Stopwatch())
-        reference = pair.model.decode(20, expected.next_position, expected.caches).numpy()
+        reference = pair.model.decode(
+            20, expected.next_position, expected.caches, eviction=expected.eviction
+        ).numpy()
         assert np.abs(decoded - reference).max() <= 2e-2 * scale
     assert agreed >= 9
     answer = pair.session.answer(PICTURES[:1], QUESTION, SamplingOptions(4))
@@ -346,6 +350,33 @@ def test_text_has_no_sites_and_no_decode_rate_for_one_token(session):
     answer = session.answer([], QUESTION, ONE)
     assert (answer.sites, answer.decode_steps, answer.decode_tokens_per_second) == ((), 0, 0.0)
     assert "vision" not in answer.timings_ms
+
+
+def test_dyrate_drops_tokens_while_it_generates(dyrate_bundle, dyrate_folder):
+    opened = open_pair(dyrate_bundle, dyrate_folder, None)
+    with opened.session:
+        answer = compare(opened, PICTURES[:2], QUESTION, 40)
+        (site,) = answer.sites
+        assert site.kept == 72 - 72 // 8
+        assert len(site.evictions) >= 2
+        generated, left = (np.array(column) for column in zip(*site.evictions, strict=True))
+        assert (np.diff(generated) > 0).all()
+        assert (np.diff([site.kept, *left]) < 0).all()
+        assert {"rate", "evict"} <= set(answer.timings_ms)
+
+        # Memory falls with the tokens, in the caches behind the site only.
+        chain, watch = opened.chain(), Stopwatch()
+        encoded = opened.session.prompts.encode_chat(QUESTION, [36, 36])
+        pixels = opened.session.preprocessing([read_picture(picture) for picture in PICTURES[:2]])
+        _, sequence = chain.prefill(encoded.token_ids, pixels, None, 41, watch)
+        before = [cache.nbytes for cache in sequence.caches]
+        for token in answer.token_ids:
+            chain.decode(token, sequence, watch)
+        after = [cache.nbytes for cache in sequence.caches]
+        assert (after[0], sequence.caches[0].length) == (before[0], encoded.token_ids.size + 40)
+        assert after[1] < before[1]
+        dropped = 72 - int(left[-1])
+        assert sequence.caches[1].length == encoded.token_ids.size + 40 - dropped
 
 
 def test_placeholders_say_where_the_pictures_are(session):
