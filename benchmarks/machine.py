@@ -1,9 +1,12 @@
-"""One line about the machine that a benchmark ran on."""
+"""The machine that a benchmark ran on: a line about it, and the rate that no matrix product exceeds."""
 
 import datetime as dt
 import os
 import platform
+import time
 from pathlib import Path
+
+import torch
 
 
 def describe_machine() -> str:
@@ -11,11 +14,24 @@ def describe_machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
+        lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+        fields = {name.strip(): value.strip() for name, _, value in lines}
+        model = fields.get("model name", model)
+        # A virtual machine may call every generation by the same name.
+        if "cpu family" in fields:
+            model += f" (family {fields['cpu family']}, model {fields.get('model', '?')})"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
     today = dt.datetime.now(tz=dt.timezone.utc).date().isoformat()
     return f"{today}, {model}, {cores} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
+
+
+def gemm_rate(rows: int, inner: int, columns: int, repeats: int = 30) -> float:
+    """The best of ``repeats`` float32 matrix products with torch on all cores, FLOP/s."""
+    left, right = torch.rand(rows, inner), torch.rand(inner, columns)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.matmul(left, right)
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * inner * columns / best

@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime
 import torch
 import transformers
-from machine import describe_machine
+from machine import describe_machine, gemm_rate
 from random_llava import LlavaSize, write_random_llava
 from safetensors.torch import save_file
 from transformers import DynamicCache, LlavaForConditionalGeneration
@@ -101,6 +101,16 @@ def measure(workdir: Path, size: LlavaSize, keep: tuple[int, ...], rounds: int) 
             if round_index:
                 decode_ms[name].append(milliseconds)
     _report(pruned, size, layers, keep, prefill_ms, decode_ms)
+    peak = gemm_rate(size.visual_tokens + TEXT_TOKENS, size.hidden_size, size.intermediate_size)
+    flops = _prefill_flops(pruned, size, (), ())
+    least = 1000 * flops / peak
+    print(
+        f"\nfloat32 matrix products on this machine: {peak / 1e9:.0f} GFLOP/s, at which the unpruned prefill "
+        f"({flops / 1e9:.0f} GFLOP) takes {least:.0f} ms"
+    )
+    for name in ("transformers SDPA", "unpruned bundle"):
+        share = least / statistics.median(sum(timings.values()) for timings in prefill_ms[name])
+        print(f"{name}: {share:.0%} of that rate")
 
 
 def _prepare(workdir: Path, size: LlavaSize, layers: tuple[int, ...], keep: tuple[int, ...]) -> None:
@@ -252,11 +262,15 @@ def _ratio(numerator: list[float], denominator: list[float]) -> float:
 def _flops_ratio(
     pruned: GraphChain, size: LlavaSize, layers: tuple[int, ...], keep: tuple[int, ...]
 ) -> float:
-    shape = DecoderShape.from_geometry(pruned.manifest.geometry)
+    return _prefill_flops(pruned, size, layers, keep) / _prefill_flops(pruned, size, (), ())
+
+
+def _prefill_flops(chain: GraphChain, size: LlavaSize, layers: tuple[int, ...], keep: tuple[int, ...]) -> int:
+    shape = DecoderShape.from_geometry(chain.manifest.geometry)
     cuts = [Cut(layer) for layer in layers]
-    rows = layer_rows(cuts, size.num_layers, size.visual_tokens, keep, TEXT_TOKENS)
-    full = layer_rows([], size.num_layers, size.visual_tokens, (), TEXT_TOKENS)
-    return decoder_prefill_flops(shape, rows) / decoder_prefill_flops(shape, full)
+    return decoder_prefill_flops(
+        shape, layer_rows(cuts, size.num_layers, size.visual_tokens, keep, TEXT_TOKENS)
+    )
 
 
 def _inputs(size: LlavaSize, image_token: int) -> tuple[np.ndarray, np.ndarray]:
