@@ -193,7 +193,11 @@ def test_methods_are_read(llava_copy):
         ("{}", PruningError, "'methods' is not a list of {method, parameters} objects"),
         ('{"methods": {"method": "atp"}}', PruningError, "'methods' is not a list"),
         ('{"methods": ["atp"]}', PruningError, "'methods' is not a list"),
-        ('{"methods": [{"method": "atq"}]}', PruningError, "unknown pruning method 'atq', known: atp, ivtp"),
+        (
+            '{"methods": [{"method": "atq"}]}',
+            PruningError,
+            "unknown pruning method 'atq', known: adaptprune, atp, ",
+        ),
         ('{"methods": [{"parameters": {}}]}', PruningError, "unknown pruning method 'None'"),
         ('{"methods": [{"method": "atp", "parameters": [4]}]}', PruningError, "'parameters' of 'atp' is [4]"),
         ('{"methods": [{"method": "atp", "parameters": {"layers": [9]}}]}', PruningError, "layers 1 … 3"),

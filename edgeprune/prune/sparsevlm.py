@@ -11,7 +11,8 @@ Choices:
     the scores (an SVD), which no graph can hold: ``rank_budget`` computes it, for comparison.
   * Upstream numbers all rows anew behind a site (``positions`` "upstream"); by default kept tokens keep their
     positions and a merged token has that of its cluster's centre.
-  * Upstream adds noise of 1e-6 to the density so that no two are equal; here equals go to the lower index.
+  * Upstream adds noise of 1e-6 to the density so that no two are equal (two tokens that are each other's nearest
+    often are); here the lower index counts as denser.
   * Where no text token is above the average (all alike), all of them rate.
   * Several pictures share one ranking and one clustering; merged tokens follow the last visual token.
 """
@@ -186,10 +187,12 @@ def cluster_and_merge(tokens: Tensor, merged_ids: Tensor) -> tuple[Tensor, Tenso
     own = torch.arange(count, device=tokens.device)
     # Rounding may leave a token at a distance from itself.
     squared = torch.where(own[:, None] == own[None, :], 0.0, squared.clamp(min=0)) / tokens.shape[1]
-    distance = squared.sqrt()
+    # Bitwise symmetric, so that tokens that are each other's nearest tie in every runtime.
+    distance = ((squared + squared.T) / 2).sqrt()
     nearest = torch.sort(distance, dim=1, stable=True).values.index_select(1, merged_ids)
     density = torch.exp(-nearest.square().mean(dim=1))
-    denser = density[None, :] > density[:, None]
+    equal = density[None, :] == density[:, None]
+    denser = (density[None, :] > density[:, None]) | (equal & (own[None, :] < own[:, None]))
     reach = torch.where(denser, distance, distance.max()).amin(dim=1)
     order = torch.sort(reach * density, descending=True, stable=True).indices
     centres = order.index_select(0, merged_ids)

@@ -266,7 +266,7 @@ def test_tied_embeddings_are_shared(unpruned_bundle):
 
 def test_a_site_shares_the_decoders_weights(tied_folder, tmp_path):
     """AdaptPrune's site projects keys with the next layer's own weights."""
-    bundle = export(tied_folder, tmp_path / "bundle", methods=[AdaptPrune(layer=2, keep=5)])
+    bundle = export(tied_folder, tmp_path / "bundle", methods=[AdaptPrune(layer=1, keep=5)])
     entry = bundle.manifest.graphs["site0"]
     assert [file.path for file in entry.data] == ["segment1.onnx.data"]
     assert not (bundle.path / "site0.onnx.data").exists()

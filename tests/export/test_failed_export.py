@@ -100,7 +100,7 @@ def test_interrupt_in_the_middle_leaves_the_older_bundle(tied_folder, older):
     assert answers(older)
 
 
-@pytest.mark.parametrize("graph", ["vision", "segment0"])
+@pytest.mark.parametrize("graph", ["vision", "embed"])
 def test_interrupted_command(tied_folder, older, graph):
     """Ctrl-C while a graph is traced, written or checked."""
     manifest = (older / MANIFEST_FILE).read_text()

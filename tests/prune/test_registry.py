@@ -79,7 +79,7 @@ def test_an_integer_is_a_number():
         (
             "fastvv",
             {},
-            "unknown pruning method 'fastvv', known: adaptprune, atp, fastv, ",
+            "unknown pruning method 'fastvv', known: adaptprune, atp, ",
         ),
         ("atp", {"preset": "paper"}, "atp: unknown preset 'paper', known: paper-144, paper-88"),
         ("atp", {"preset": ["paper-88"]}, "atp: unknown preset '['paper-88']', known: paper-144, paper-88"),

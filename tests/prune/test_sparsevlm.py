@@ -33,7 +33,7 @@ def clusters_by_hand(tokens, count):
     density = np.array([np.exp(-(np.sort(row)[:count] ** 2).mean()) for row in distance])
     reach = np.zeros(size)
     for i in range(size):
-        above = [distance[i, j] for j in range(size) if density[j] > density[i]]
+        above = [distance[i, j] for j in range(size) if (density[j], -j) > (density[i], -i)]
         reach[i] = min(above) if above else distance.max()
     product = reach * density
     ranked = sorted(range(size), key=lambda i: (-product[i], i))
