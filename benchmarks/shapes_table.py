@@ -10,79 +10,18 @@ the table replaces the one between the markers in that file.
 import argparse
 import statistics
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from machine import describe_machine
+from shapes_tally import EXAMPLE, Tally, ivtp_candidates, nearest_to, open_tally, ratio_to
 
-import edgeprune
-from edgeprune.cost import (
-    DecoderShape,
-    VisionShape,
-    average_visual_tokens,
-    decoder_prefill_flops,
-    layer_rows,
-    vision_flops,
-)
-from edgeprune.export.exporter import export
-from edgeprune.prune.ivtp import Ivtp
-from edgeprune.prune.method import PruningMethod
+from edgeprune.checkpoint import load_checkpoint
 from edgeprune.prune.random_tokens import RandomTokens
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "shapes"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 # Questions that fix ATP's average count, before the other two are exported with it.
 CALIBRATION_QUESTIONS = 200
-
-
-@dataclass
-class Tally:
-    """What one bundle did.
-
-    Attributes:
-        name: Row of the table.
-        session: The opened bundle.
-        right: One entry per question.
-        tokens: Average visual tokens over the decoder's layers, by question.
-        flops: Of the vision tower and the decoder's prefill, by question.
-        milliseconds: Of the same two, by question.
-        kept: Tokens kept by site, by question.
-        objects: Objects in the picture, by question.
-    """
-
-    name: str
-    session: edgeprune.Session
-    right: list[bool] = field(default_factory=list)
-    tokens: list[float] = field(default_factory=list)
-    flops: list[float] = field(default_factory=list)
-    milliseconds: list[float] = field(default_factory=list)
-    kept: list[list[int]] = field(default_factory=list)
-    objects: list[int] = field(default_factory=list)
-
-    def ask(self, image: object, question: str, answer: str, num_objects: int) -> None:
-        """Ask one question and keep the score."""
-        given = self.session.answer([image], question, edgeprune.SamplingOptions(max_new_tokens=24))
-        manifest = self.session.bundle.manifest
-        geometry, kept = manifest.geometry, [site.kept for site in given.sites]
-        visual = geometry.tokens_per_image
-        text = given.prompt_tokens - visual
-        rows = layer_rows(manifest.sites, geometry.num_layers, visual, kept, text)
-        self.right.append(given.text.strip() == answer)
-        self.tokens.append(average_visual_tokens(manifest.sites, geometry.num_layers, visual, kept))
-        self.flops.append(
-            vision_flops(VisionShape.from_geometry(geometry))
-            + decoder_prefill_flops(DecoderShape.from_geometry(geometry), rows)
-        )
-        self.milliseconds.append(
-            sum(
-                ms
-                for stage, ms in given.timings_ms.items()
-                if stage in ("vision", "embed", "guide") or stage.startswith(("prefill", "select", "gather"))
-            )
-        )
-        self.kept.append(kept)
-        self.objects.append(num_objects)
 
 
 def main() -> None:
@@ -93,19 +32,19 @@ def main() -> None:
 
     output = arguments.output
     checkpoint = EXAMPLE / "checkpoint"
-    unpruned = _tally("unpruned", checkpoint, output / "shapes-unpruned", ())
-    atp = _tally("ATP", checkpoint, output / "shapes-atp", None)
+    unpruned = open_tally("unpruned", checkpoint, output / "shapes-unpruned", ())
+    atp = open_tally("ATP", checkpoint, output / "shapes-atp", None)
     for image, question, scene in held_out_questions(CALIBRATION_QUESTIONS, seed=arguments.seed + 1):
         atp.ask(image, question.text, question.answer, len(scene.things))
     average = statistics.mean(atp.tokens)
     atp = Tally(atp.name, atp.session)
+    geometry = load_checkpoint(checkpoint, methods=()).model.config.geometry
+    ivtp = nearest_to(average, ivtp_candidates(geometry), geometry)
     tallies = [
         unpruned,
         atp,
-        _tally(
-            "IVTP", checkpoint, output / "shapes-ivtp", (_ivtp_at(average, checkpoint),), EXAMPLE / "clip"
-        ),
-        _tally("random", checkpoint, output / "shapes-random", (RandomTokens(keep=round(average)),)),
+        open_tally("IVTP", checkpoint, output / "shapes-ivtp", (ivtp,), EXAMPLE / "clip"),
+        open_tally("random", checkpoint, output / "shapes-random", (RandomTokens(keep=round(average)),)),
     ]
     for image, question, scene in held_out_questions(arguments.questions, seed=arguments.seed):
         for tally in tallies:
@@ -115,42 +54,6 @@ def main() -> None:
     print("\n" + _site_table(atp))
     if arguments.write:
         _write(arguments.write, text)
-
-
-def _tally(
-    name: str,
-    checkpoint: Path,
-    bundle: Path,
-    methods: tuple[PruningMethod, ...] | None,
-    clip: Path | None = None,
-) -> Tally:
-    export(checkpoint, bundle, methods=methods, clip=clip)
-    return Tally(name, edgeprune.open_session(bundle))
-
-
-def _ivtp_at(average: float, checkpoint: Path) -> Ivtp:
-    """IVTP with the paper's proportions (120 → 64) scaled to an average count over the decoder's layers."""
-    from edgeprune.checkpoint import load_checkpoint
-
-    geometry = load_checkpoint(checkpoint, methods=()).model.config.geometry
-    best: tuple[float, Ivtp] | None = None
-    for after_vision in range(1, geometry.num_patches + 1):
-        method = Ivtp(
-            tokens_after_vision=after_vision,
-            tokens_after_decoder=max(1, round(after_vision * 64 / 120)),
-            decoder_layers=min(12, geometry.num_layers),
-        )
-        sites = method.decoder_sites(geometry)
-        counts = [site.keep_per_image for site in sites]
-        kept = [count for count in counts if count is not None]
-        distance = abs(
-            average_visual_tokens([site.cut for site in sites], geometry.num_layers, after_vision, kept)
-            - average
-        )
-        if best is None or distance < best[0]:
-            best = (distance, method)
-    assert best is not None
-    return best[1]
 
 
 def _table(tallies: list[Tally], questions: int) -> str:
@@ -165,7 +68,7 @@ def _table(tallies: list[Tally], questions: int) -> str:
         accuracy, full = statistics.mean(tally.right), statistics.mean(base.right)
         tokens, patches = statistics.mean(tally.tokens), statistics.mean(base.tokens)
         flops = statistics.mean(tally.flops)
-        ratio = statistics.median(a / b for a, b in zip(tally.milliseconds, base.milliseconds, strict=True))
+        ratio = ratio_to(tally, base)
         milliseconds = statistics.median(tally.milliseconds)
         lines.append(
             f"| {tally.name} | {100 * accuracy:.1f} % | {100 * accuracy / full:.1f} % "

@@ -163,6 +163,24 @@ def dyrate_bundle(dyrate_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def tower_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLaVA checkpoint with ToMe in the vision tower and FastV in the decoder."""
+    from tiny_checkpoints import write_pruning
+
+    folder = Path(shutil.copytree(llava_folder, tmp_path_factory.mktemp("checkpoint") / "tower"))
+    fastv = {"method": "fastv", "parameters": {"layer": 2, "keep": 9}}
+    return write_pruning(folder, [{"method": "tome", "parameters": {"r": 5}}, fastv])
+
+
+@pytest.fixture(scope="session")
+def tower_bundle(tower_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tower_folder`` exported."""
+    from edgeprune.export.exporter import export
+
+    return export(tower_folder, tmp_path_factory.mktemp("bundle") / "tower").path
+
+
+@pytest.fixture(scope="session")
 def tied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unpruned checkpoint with tied embeddings."""
     from tiny_checkpoints import TinyLlava, build_llava

@@ -171,14 +171,26 @@ class ClipLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ClipMlp(config)
 
-    def attention(self, hidden: Tensor, *, causal: bool = False) -> TowerAttention:
-        """Norm, attention and residual: [B, S, C] → [B, S, C] with the attention's inputs."""
+    def attention(
+        self, hidden: Tensor, *, causal: bool = False, sizes: Tensor | None = None
+    ) -> TowerAttention:
+        """Norm, attention and residual: [B, S, C] → [B, S, C] with the attention's inputs.
+
+        Args:
+            hidden: [B, S, C].
+            causal: Whether a row sees only rows up to itself.
+            sizes: [B, S] float32, how many tokens each row stands for; it is attended to as often.
+        """
         attn = self.self_attn
         normed = self.layer_norm1(hidden)
         query = attn.split_heads(attn.q_proj(normed))
         key = attn.split_heads(attn.k_proj(normed))
         value = attn.split_heads(attn.v_proj(normed))
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        often = None
+        if sizes is not None:
+            # A row for every query: ONNX Runtime's Attention does not broadcast its mask.
+            often = sizes.log().to(query.dtype)[:, None, None, :].expand(-1, -1, hidden.shape[1], -1)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=often, is_causal=causal)
         merged = mixed.transpose(1, 2).reshape(hidden.shape)
         return TowerAttention(hidden + attn.out_proj(merged), query, key, value)
 
@@ -221,19 +233,42 @@ class ClipVisionEmbeddings(nn.Module):
         return embedded
 
 
+class TowerTokens(NamedTuple):
+    """The tokens of the vision tower at some depth.
+
+    Shapes:
+        hidden: [M, 1 + K, C], the class token first.
+        slots: [M, K] int64, each patch token's position in the original grid, row-major; of a merged token, that of
+            the token the others were merged into.
+        sizes: [M, 1 + K] float32, how many tokens each one stands for; None while none is merged.
+    """
+
+    hidden: Tensor
+    slots: Tensor
+    sizes: Tensor | None = None
+
+
 class VisionPruner(Protocol):
     """What a method that prunes inside the vision tower offers."""
 
     def keep_after_attention(self, layer: int) -> int | None:
-        """Patch tokens to keep between this layer's attention and its MLP; None = no site here."""
+        """Patch tokens that are left between this layer's attention and its MLP; None = no site here."""
 
-    def select(self, history: Sequence[TowerAttention], num_keep: int) -> Tensor:
-        """Choose patch tokens [M, K] (int64, ascending, counted without the class token).
+    def prune(self, layer: int, history: Sequence[TowerAttention], tokens: TowerTokens) -> TowerTokens:
+        """Drop or merge patch tokens; ``keep_after_attention(layer)`` of them are left.
 
         Args:
+            layer: The layer.
             history: The attention blocks run since the last site, this layer's last; equal numbers of tokens.
-            num_keep: K.
+            tokens: The tokens after this layer's attention.
         """
+
+
+def keep_patches(tokens: TowerTokens, keep: Tensor) -> TowerTokens:
+    """The class token and some patch tokens, [M, K] int64 counted without the class token."""
+    patches = tokens.hidden[:, 1:].gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.hidden.shape[-1]))
+    hidden = torch.cat((tokens.hidden[:, :1], patches), dim=1)
+    return TowerTokens(hidden, tokens.slots.gather(1, keep))
 
 
 class VisionOutput(NamedTuple):
@@ -284,27 +319,24 @@ class ClipVisionTower(nn.Module):
         rows, columns = self.config.grid
         hidden = self.pre_layrnorm(self.embeddings(pixel_values))
         slots = torch.arange(rows * columns, device=hidden.device).expand(hidden.shape[0], -1)
+        tokens = TowerTokens(hidden, slots)
         history: list[TowerAttention] = []
         for index in range(num_feature_layers):
             layer = self.encoder.layer(index)
-            attention = layer.attention(hidden)
-            hidden = attention.hidden
+            attention = layer.attention(tokens.hidden, sizes=tokens.sizes)
+            tokens = tokens._replace(hidden=attention.hidden)
             history.append(attention)
-            num_keep = None if pruner is None else pruner.keep_after_attention(index)
-            if pruner is not None and num_keep is not None:
-                keep = pruner.select(history, num_keep)
-                slots = slots.gather(1, keep)
-                patches = hidden[:, 1:].gather(1, keep.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-                hidden = torch.cat((hidden[:, :1], patches), dim=1)
+            if pruner is not None and pruner.keep_after_attention(index) is not None:
+                tokens = pruner.prune(index, history, tokens)
                 history = []
-            hidden = layer.feed_forward(hidden)
+            tokens = tokens._replace(hidden=layer.feed_forward(tokens.hidden))
         if not pooled:
-            return VisionOutput(hidden, slots, None)
-        last = hidden
+            return VisionOutput(tokens.hidden, tokens.slots, None)
+        last = tokens.hidden
         for index in range(num_feature_layers, self.config.tower.num_layers):
             layer = self.encoder.layer(index)
-            last = layer.feed_forward(layer.attention(last).hidden)
-        return VisionOutput(hidden, slots, self.post_layernorm(last[:, 0]))
+            last = layer.feed_forward(layer.attention(last, sizes=tokens.sizes).hidden)
+        return VisionOutput(tokens.hidden, tokens.slots, self.post_layernorm(last[:, 0]))
 
 
 class ClipTextEmbeddings(nn.Module):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from edgeprune import tensor_names
 from edgeprune.errors import PruningError
-from edgeprune.models.clip import TowerAttention
+from edgeprune.models.clip import TowerAttention, TowerTokens, keep_patches
 from edgeprune.models.llama import Cut, LlamaDecoder
 from edgeprune.operators.attention_score import attention_score
 from edgeprune.operators.token_select import select_top_k
@@ -132,7 +132,7 @@ class Ivtp(PruningMethod):
 
     def vision_pruner(self, geometry: ModelGeometry) -> "IvtpVisionPruner":
         """The first stage."""
-        return IvtpVisionPruner(self, geometry)
+        return IvtpVisionPruner(self.tokens_after_vision, self.group_size, geometry)
 
     def probe(self, geometry: ModelGeometry) -> ProbeSpec:
         """The pseudo-CLS token."""
@@ -170,15 +170,19 @@ def weigh_by_value_norm(attention: Tensor, value: Tensor) -> Tensor:
 class IvtpVisionPruner(nn.Module):
     """Group-wise pruning inside the vision tower by the rolled-out attention of the CLS token."""
 
-    def __init__(self, method: Ivtp, geometry: ModelGeometry) -> None:
+    def __init__(self, tokens_after_vision: int, group_size: int, geometry: ModelGeometry) -> None:
         super().__init__()
-        groups = layer_groups(geometry.vision_layers, method.group_size)
-        counts = equal_steps(geometry.num_patches, method.tokens_after_vision, len(groups))
+        groups = layer_groups(geometry.vision_layers, group_size)
+        counts = equal_steps(geometry.num_patches, tokens_after_vision, len(groups))
         self.keep_by_layer = {group[-1]: count for group, count in zip(groups, counts, strict=True)}
 
     def keep_after_attention(self, layer: int) -> int | None:
         """Patch tokens kept at this layer, None where no group ends."""
         return self.keep_by_layer.get(layer)
+
+    def prune(self, layer: int, history: Sequence[TowerAttention], tokens: TowerTokens) -> TowerTokens:
+        """Keep the patch tokens with the highest scores."""
+        return keep_patches(tokens, self.select(history, self.keep_by_layer[layer]))
 
     def select(self, history: Sequence[TowerAttention], num_keep: int) -> Tensor:
         """The patch tokens with the highest scores, [M, K], ascending."""

@@ -8,17 +8,33 @@ from edgeprune.errors import PruningError
 from edgeprune.prune.adaptprune import AdaptPrune
 from edgeprune.prune.atp import Atp
 from edgeprune.prune.dyrate import DyRate
+from edgeprune.prune.evit import Evit
 from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp import Ivtp
+from edgeprune.prune.ivtp_vision import IvtpVision
 from edgeprune.prune.method import PruningMethod
 from edgeprune.prune.pyramiddrop import PyramidDrop
 from edgeprune.prune.random_tokens import RandomTokens
 from edgeprune.prune.sparsevlm import SparseVlm
+from edgeprune.prune.tome import Tome
 from edgeprune.prune.vtw import Vtw
 
 METHODS: dict[str, type[PruningMethod]] = {
     method.name: method
-    for method in (AdaptPrune, Atp, DyRate, FastV, Ivtp, PyramidDrop, RandomTokens, SparseVlm, Vtw)
+    for method in (
+        AdaptPrune,
+        Atp,
+        DyRate,
+        Evit,
+        FastV,
+        Ivtp,
+        IvtpVision,
+        PyramidDrop,
+        RandomTokens,
+        SparseVlm,
+        Tome,
+        Vtw,
+    )
 }
 
 

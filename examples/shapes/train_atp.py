@@ -362,6 +362,9 @@ def main() -> None:
     parser.add_argument(
         "--start", type=int, nargs="+", default=START, help="tokens each site leaves at first"
     )
+    parser.add_argument(
+        "--target-tokens", type=float, default=TRAINING.target_tokens, help="average over the layers"
+    )
     parser.add_argument("--questions", type=int, default=2000, help="held-out questions to ask at the end")
     arguments = parser.parse_args()
 
@@ -377,7 +380,7 @@ def main() -> None:
     validation = asker.held_out(400, VALIDATION_SEED)
     say(f"{len(questions.examples)} questions about {arguments.pictures} pictures")
     method = replace(METHOD, layers=tuple(arguments.layers))
-    soft = SoftPrunedDecoder(model, method, TRAINING)
+    soft = SoftPrunedDecoder(model, method, replace(TRAINING, target_tokens=arguments.target_tokens))
     calibrate(soft, list(islice(batches(model, questions, 50), 24)), arguments.start)
     train(
         model,

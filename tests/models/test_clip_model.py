@@ -7,7 +7,13 @@ from safetensors.torch import load_file
 from tiny_checkpoints import TinyLlava, build_clip, build_llava
 from transformers import CLIPModel
 
-from edgeprune.models.clip import ClipTextConfig, ClipTextTower, ClipVisionConfig, ClipVisionTower
+from edgeprune.models.clip import (
+    ClipTextConfig,
+    ClipTextTower,
+    ClipVisionConfig,
+    ClipVisionTower,
+    keep_patches,
+)
 
 TOLERANCE = 1e-5
 
@@ -75,9 +81,10 @@ class KeepEven:
     def keep_after_attention(self, layer):
         return 18 if layer == 1 else None
 
-    def select(self, history, num_keep):
+    def prune(self, layer, history, tokens):
+        assert layer == 1
         assert [attention.query.shape[2] for attention in history] == [37, 37]
-        return torch.arange(0, 2 * num_keep, 2).expand(history[-1].query.shape[0], -1)
+        return keep_patches(tokens, torch.arange(0, 36, 2).expand(len(tokens.slots), -1))
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ def test_top_k_prefers_the_lower_index(seed, num_keep, levels):
 
 
 def test_tower_keeps_the_patches_with_the_highest_scores():
-    pruner, decided_by_values = IvtpVisionPruner(Ivtp(20, 10), TINY_GEOMETRY), 0
+    pruner, decided_by_values = IvtpVisionPruner(20, 3, TINY_GEOMETRY), 0
     for seed in range(10):
         rng = np.random.default_rng(seed)
         layers = [[normal(rng, 2, 2, 13, 4) for _ in range(3)] for _ in range(3)]
