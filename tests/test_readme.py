@@ -212,21 +212,17 @@ def test_the_method_of_the_contributing_guide(llava_folder, tmp_path):
     (code,) = blocks((REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"), "python")
     file, bundle = tmp_path / "last_row.py", tmp_path / "bundle"
     file.write_text(code)
-    command = [
-        "export",
-        str(llava_folder),
-        "-o",
-        str(bundle),
-        "--method",
-        f"{file}:LastRow",
-        "--set",
-        "keep=9",
-    ]
-    try:
-        result = CliRunner().invoke(main, command)
-    finally:
-        registry.METHODS.pop("last-row", None)
-    assert result.exit_code == 0, result.output
+    own = ["--method", f"{file}:LastRow"]
+    commands = (
+        ["export", str(llava_folder), "-o", str(bundle), *own, "--set", "keep=9"],
+        ["verify", str(bundle), "--checkpoint", str(llava_folder), *own],
+    )
+    for command in commands:
+        try:
+            result = CliRunner().invoke(main, command)
+        finally:
+            registry.METHODS.pop("last-row", None)
+        assert result.exit_code == 0, result.output
     with edgeprune.open_session(bundle) as session:
         picture = REPOSITORY / "examples" / "shapes" / "pictures" / "scene1.png"
         answer = session.answer([picture], "What?", edgeprune.SamplingOptions(max_new_tokens=2))
