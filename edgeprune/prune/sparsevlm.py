@@ -37,7 +37,6 @@ from edgeprune.prune.method import (
     ModelGeometry,
     PruningMethod,
     SiteSelector,
-    check_layers_increase,
 )
 
 POSITIONS = {"original": ORIGINAL, "upstream": RENUMBERED}
@@ -85,7 +84,16 @@ class SparseVlm(PruningMethod):
 
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse layers that the decoder does not have, and counts that are not below what there is."""
-        check_layers_increase(self.name, [layer + 1 for layer in self.layers], geometry)
+        last = geometry.num_layers - 2
+        for layer in self.layers:
+            if not 0 <= layer <= last:
+                raise PruningError(
+                    f"sparsevlm: a site behind layer {layer} is out of range: this decoder allows layers 0 … {last}"
+                )
+        if list(self.layers) != sorted(set(self.layers)):
+            raise PruningError(
+                f"sparsevlm: layers {list(self.layers)} are out of order: list them increasing, each once"
+            )
         self._counts(geometry.num_patches)
 
     def decoder_sites(self, geometry: ModelGeometry) -> tuple[DecoderSite, ...]:

@@ -183,7 +183,11 @@ def test_parameters_are_checked(parameters, message):
     ("methods", "message"),
     [
         ([SparseVlm(layers=(0,), keep=(36,))], "36 of 36 would drop nothing; give smaller counts"),
-        ([SparseVlm(layers=(0, 1, 3), keep=(9, 6, 3))], "this decoder allows layers 1 … 3"),
+        (
+            [SparseVlm(layers=(0, 1, 3), keep=(9, 6, 3))],
+            "behind layer 3 is out of range: this decoder allows layers 0",
+        ),
+        ([SparseVlm(layers=(1, 0), keep=(9, 6))], "layers [1, 0] are out of order"),
         (
             [FastV(layer=1, keep=12), SparseVlm(layers=(2,), keep=(10,))],
             "needs 18 visual tokens of a picture",
