@@ -38,11 +38,7 @@ class PlannedSite:
         self, geometry: ModelGeometry, weights: Mapping[str, Tensor], decoder: LlamaDecoder
     ) -> SiteSelector:
         """Build the site's module from the pruning weights of all methods ("atp.site0.proj.weight" …)."""
-        prefix = f"{self.method.name}."
-        own = {
-            name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)
-        }
-        return self.method.selector(self.index, geometry, own, decoder)
+        return self.method.selector(self.index, geometry, _own_weights(self.method, weights), decoder)
 
 
 @dataclass(frozen=True)
@@ -110,11 +106,7 @@ class PruningPlan:
     def rate(self, weights: Mapping[str, Tensor]) -> tuple[int, RateSpec] | None:
         """What drops tokens while an answer is generated: the index of its site, which is the last, and how."""
         for method in self.methods:
-            prefix = f"{method.name}."
-            own = {
-                name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)
-            }
-            spec = method.rate(self.geometry, own)
+            spec = method.rate(self.geometry, _own_weights(method, weights))
             if spec is None:
                 continue
             index = [planned.method for planned in self.sites].index(method)
@@ -166,3 +158,9 @@ class PruningPlan:
         if len(methods) > 1:
             names = " and ".join(method.name for method in methods)
             raise PruningError(f"{names} both {what}: combine methods whose places differ")
+
+
+def _own_weights(method: PruningMethod, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One method's tensors by its own names: "atp.site0.proj.weight" → "site0.proj.weight"."""
+    prefix = f"{method.name}."
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -208,17 +208,27 @@ class PruningMethod(ABC):
         }
 
 
-def check_layers_increase(name: str, layers: Sequence[int], geometry: ModelGeometry) -> None:
+def check_layers_increase(
+    name: str, layers: Sequence[int], geometry: ModelGeometry, *, behind: bool = False
+) -> None:
     """Refuse layers that are out of range or out of order.
+
+    Args:
+        name: The method, for messages.
+        layers: Decoder layers, 0-based.
+        geometry: The model.
+        behind: Whether sites lie behind the layers instead of before them.
 
     Raises:
         PruningError: With the allowed range.
     """
-    last = geometry.num_layers - 1
+    where = "behind" if behind else "before"
+    first, last = (0, geometry.num_layers - 2) if behind else (1, geometry.num_layers - 1)
     for layer in layers:
-        if not 1 <= layer <= last:
+        if not first <= layer <= last:
             raise PruningError(
-                f"{name}: a site before layer {layer} is out of range: this decoder allows layers 1 … {last}"
+                f"{name}: a site {where} layer {layer} is out of range: "
+                f"this decoder allows layers {first} … {last}"
             )
     if list(layers) != sorted(set(layers)):
         raise PruningError(f"{name}: layers {list(layers)} are out of order: list them increasing, each once")

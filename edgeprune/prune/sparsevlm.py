@@ -37,6 +37,7 @@ from edgeprune.prune.method import (
     ModelGeometry,
     PruningMethod,
     SiteSelector,
+    check_layers_increase,
 )
 
 POSITIONS = {"original": ORIGINAL, "upstream": RENUMBERED}
@@ -84,16 +85,7 @@ class SparseVlm(PruningMethod):
 
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse layers that the decoder does not have, and counts that are not below what there is."""
-        last = geometry.num_layers - 2
-        for layer in self.layers:
-            if not 0 <= layer <= last:
-                raise PruningError(
-                    f"sparsevlm: a site behind layer {layer} is out of range: this decoder allows layers 0 … {last}"
-                )
-        if list(self.layers) != sorted(set(self.layers)):
-            raise PruningError(
-                f"sparsevlm: layers {list(self.layers)} are out of order: list them increasing, each once"
-            )
+        check_layers_increase(self.name, self.layers, geometry, behind=True)
         self._counts(geometry.num_patches)
 
     def decoder_sites(self, geometry: ModelGeometry) -> tuple[DecoderSite, ...]:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from geometries import LLAVA_7B
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_references import highest, ivtp_decoder_scores, mean_attention, rollout, value_norms
@@ -23,15 +24,6 @@ from edgeprune.prune.method import ModelGeometry
 from edgeprune.prune.registry import method_from_parameters
 from edgeprune.pruned_model import GuideInputs
 
-LLAVA_7B = ModelGeometry(
-    num_layers=32,
-    hidden_size=4096,
-    num_heads=32,
-    head_dim=128,
-    grid=(24, 24),
-    vision_layers=23,
-    has_class_token=True,
-)
 TINY_GEOMETRY = ModelGeometry(
     num_layers=4, hidden_size=32, num_heads=4, head_dim=8, grid=(6, 6), vision_layers=3, has_class_token=True
 )

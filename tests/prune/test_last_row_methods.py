@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from geometries import LLAVA_7B
 from numpy_references import adaptprune_kept, highest, last_row_scores
 from site_inputs import random_site_inputs
 
@@ -12,20 +13,10 @@ from edgeprune.errors import PruningError
 from edgeprune.models.llama import Cut
 from edgeprune.prune.adaptprune import AdaptPrune, centre_weights, nearness_table
 from edgeprune.prune.fastv import FastV
-from edgeprune.prune.method import ModelGeometry
 from edgeprune.prune.registry import method_from_parameters
 from edgeprune.prune.vtw import Vtw
 
 GRID = (6, 6)
-LLAVA = ModelGeometry(
-    num_layers=32,
-    hidden_size=4096,
-    num_heads=32,
-    head_dim=128,
-    grid=(24, 24),
-    vision_layers=23,
-    has_class_token=True,
-)
 
 
 def site_of(folder, method):
@@ -144,7 +135,7 @@ def test_adaptprune_tables():
     ],
 )
 def test_presets(name, parameters, kept, layer):
-    (site,) = method_from_parameters(name, parameters).decoder_sites(LLAVA)
+    (site,) = method_from_parameters(name, parameters).decoder_sites(LLAVA_7B)
     assert (site.keep_per_image, site.cut) == (kept, Cut(layer))
 
 
@@ -167,10 +158,10 @@ def test_parameters_are_checked(name, parameters, message):
 @pytest.mark.parametrize("method", [FastV(layer=32), AdaptPrune(layer=0), Vtw(layer=40)])
 def test_layers_are_checked(method):
     with pytest.raises(PruningError, match="this decoder allows layers 1 … 31"):
-        method.check(LLAVA)
+        method.check(LLAVA_7B)
 
 
 @pytest.mark.parametrize("method", [FastV(keep=577), AdaptPrune(keep=577)])
 def test_more_tokens_than_there_are(method):
     with pytest.raises(PruningError, match="'keep' is 577, but a picture has 576 visual tokens"):
-        method.check(LLAVA)
+        method.check(LLAVA_7B)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from geometries import LLAVA_7B
 from numpy_references import highest, last_row_scores
 from site_inputs import random_site_inputs
 from tiny_checkpoints import TINY, random_prompt
@@ -10,19 +11,8 @@ from tiny_checkpoints import TINY, random_prompt
 from edgeprune import tensor_names as names
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PruningError
-from edgeprune.prune.method import ModelGeometry
 from edgeprune.prune.pyramiddrop import PyramidDrop
 from edgeprune.prune.registry import method_from_parameters
-
-LLAVA = ModelGeometry(
-    num_layers=32,
-    hidden_size=4096,
-    num_heads=32,
-    head_dim=128,
-    grid=(24, 24),
-    vision_layers=23,
-    has_class_token=True,
-)
 
 
 def rotated(x, positions):
@@ -99,7 +89,7 @@ def test_positions(llava_folder, positions):
 
 
 def test_paper_preset():
-    sites = method_from_parameters("pyramiddrop", {"preset": "paper"}).decoder_sites(LLAVA)
+    sites = method_from_parameters("pyramiddrop", {"preset": "paper"}).decoder_sites(LLAVA_7B)
     assert [(site.cut.layer, site.keep_per_image) for site in sites] == [(8, 288), (16, 144), (24, 72)]
 
 

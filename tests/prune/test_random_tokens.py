@@ -1,48 +1,38 @@
 import numpy as np
 import pytest
+from geometries import LLAVA_7B
 from tiny_checkpoints import TINY, random_prompt
 
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PruningError
-from edgeprune.prune.method import ModelGeometry
 from edgeprune.prune.random_tokens import RandomTokens
-
-GEOMETRY = ModelGeometry(
-    num_layers=32,
-    hidden_size=4096,
-    num_heads=32,
-    head_dim=128,
-    grid=(24, 24),
-    vision_layers=23,
-    has_class_token=True,
-)
 
 
 @pytest.mark.parametrize("keep", [1, 64, 576])
 def test_slots_are_distinct_and_ascending(keep):
-    slots = RandomTokens(keep=keep).projector_slots(GEOMETRY)
-    assert len(slots) == keep == RandomTokens(keep=keep).tokens_per_image(GEOMETRY)
+    slots = RandomTokens(keep=keep).projector_slots(LLAVA_7B)
+    assert len(slots) == keep == RandomTokens(keep=keep).tokens_per_image(LLAVA_7B)
     assert list(slots) == sorted(set(slots))
     assert 0 <= slots[0] <= slots[-1] < 576
 
 
 def test_seed_decides():
-    first = RandomTokens(keep=64, seed=1).projector_slots(GEOMETRY)
-    assert first == RandomTokens(keep=64, seed=1).projector_slots(GEOMETRY)
-    assert first != RandomTokens(keep=64, seed=2).projector_slots(GEOMETRY)
+    first = RandomTokens(keep=64, seed=1).projector_slots(LLAVA_7B)
+    assert first == RandomTokens(keep=64, seed=1).projector_slots(LLAVA_7B)
+    assert first != RandomTokens(keep=64, seed=2).projector_slots(LLAVA_7B)
     # PCG64's stream is frozen: an export of next year keeps the same tokens.
-    assert RandomTokens(keep=5, seed=0).projector_slots(GEOMETRY) == (81, 85, 142, 253, 389)
+    assert RandomTokens(keep=5, seed=0).projector_slots(LLAVA_7B) == (81, 85, 142, 253, 389)
 
 
 def test_more_tokens_contain_fewer():
-    few, many = (set(RandomTokens(keep=keep, seed=3).projector_slots(GEOMETRY)) for keep in (64, 128))
+    few, many = (set(RandomTokens(keep=keep, seed=3).projector_slots(LLAVA_7B)) for keep in (64, 128))
     assert few < many
 
 
 def test_every_slot_has_its_chance():
     counts = np.zeros(576)
     for seed in range(400):
-        counts[list(RandomTokens(keep=64, seed=seed).projector_slots(GEOMETRY))] += 1
+        counts[list(RandomTokens(keep=64, seed=seed).projector_slots(LLAVA_7B))] += 1
     # 400 draws at 1/9: 44 ± 6.
     assert counts.min() > 14
     assert counts.max() < 80
@@ -77,4 +67,4 @@ def test_parameters_are_checked(parameters, message):
 
 def test_more_tokens_than_there_are():
     with pytest.raises(PruningError, match="'keep' is 577, but a picture has 576 visual tokens"):
-        RandomTokens(keep=577).check(GEOMETRY)
+        RandomTokens(keep=577).check(LLAVA_7B)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from geometries import LLAVA_7B
 from numpy_references import attention_logits, causal_softmax, softmax
 from site_inputs import random_site_inputs
 from tiny_checkpoints import random_prompt
@@ -11,19 +12,8 @@ from edgeprune import tensor_names as names
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PruningError
 from edgeprune.prune.fastv import FastV
-from edgeprune.prune.method import ModelGeometry
 from edgeprune.prune.registry import method_from_parameters
 from edgeprune.prune.sparsevlm import SparseVlm, cluster_and_merge, rank_budget, rater_weights, recycling
-
-LLAVA = ModelGeometry(
-    num_layers=32,
-    hidden_size=4096,
-    num_heads=32,
-    head_dim=128,
-    grid=(24, 24),
-    vision_layers=23,
-    has_class_token=True,
-)
 
 
 def clusters_by_hand(tokens, count):
@@ -130,12 +120,12 @@ def test_site_equals_the_definition(llava_folder):
 
 
 def test_counts_are_those_of_the_authors_counter():
-    sites = method_from_parameters("sparsevlm", {"preset": "192"}).decoder_sites(LLAVA)
+    sites = method_from_parameters("sparsevlm", {"preset": "192"}).decoder_sites(LLAVA_7B)
     assert [(site.cut.layer, site.keep_per_image) for site in sites] == [(3, 309), (7, 204), (16, 113)]
     for preset, average in (("192", 192.0), ("128", 128.6), ("64", 64.8)):
         a, b, c = (
             site.keep_per_image
-            for site in method_from_parameters("sparsevlm", {"preset": preset}).decoder_sites(LLAVA)
+            for site in method_from_parameters("sparsevlm", {"preset": preset}).decoder_sites(LLAVA_7B)
         )
         # Their counter records the tokens after each layer's pruning: 2, 4, 9 and 17 layers.
         assert (2 * 576 + 4 * a + 9 * b + 17 * c) / 32 == pytest.approx(average, abs=0.05)

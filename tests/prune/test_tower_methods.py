@@ -5,6 +5,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from geometries import LLAVA_7B
 from numpy_references import highest, mean_attention
 
 from edgeprune.checkpoint import load_checkpoint
@@ -15,19 +16,9 @@ from edgeprune.prune.evit import Evit, EvitPruner
 from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp import Ivtp
 from edgeprune.prune.ivtp_vision import IvtpVision
-from edgeprune.prune.method import ModelGeometry
 from edgeprune.prune.registry import method_from_parameters
 from edgeprune.prune.tome import Tome, merge_similar
 
-LLAVA = ModelGeometry(
-    num_layers=32,
-    hidden_size=4096,
-    num_heads=32,
-    head_dim=128,
-    grid=(24, 24),
-    vision_layers=23,
-    has_class_token=True,
-)
 PICTURES, PATCHES, WIDTH = 2, 12, 6
 
 
@@ -178,7 +169,7 @@ def test_ivtp_v_is_the_first_stage_of_ivtp(llava_folder):
     ],
 )
 def test_presets(name, parameters, tokens):
-    assert method_from_parameters(name, parameters).tokens_per_image(LLAVA) == tokens
+    assert method_from_parameters(name, parameters).tokens_per_image(LLAVA_7B) == tokens
 
 
 @pytest.mark.parametrize(
