@@ -175,7 +175,7 @@ def test_parameters_are_checked(parameters, message):
         ([SparseVlm(layers=(0,), keep=(36,))], "36 of 36 would drop nothing; give smaller counts"),
         (
             [SparseVlm(layers=(0, 1, 3), keep=(9, 6, 3))],
-            "behind layer 3 is out of range: this decoder allows layers 0",
+            "behind layer 3 is out of range: this decoder allows layers 0 … 2",
         ),
         ([SparseVlm(layers=(1, 0), keep=(9, 6))], "layers [1, 0] are out of order"),
         (
