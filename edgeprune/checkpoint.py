@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from edgeprune.checkpoint_weights import assign_weights, fit_to_shapes, open_weights, read_json, weight_files
 from edgeprune.errors import CheckpointError, PruningError
-from edgeprune.models.clip import ClipTextConfig, ClipTextTower
+from edgeprune.models.clip import ClipTextConfig, ClipTextTower, ClipVisionTower
 from edgeprune.models.config_fields import read_field
-from edgeprune.models.llava import LlavaConfig, LlavaModel
+from edgeprune.models.families import FAMILIES
+from edgeprune.models.vision_language import VisionLanguageModel
 from edgeprune.prune.ivtp import Ivtp
 from edgeprune.prune.ivtp_guide import IvtpGuide
 from edgeprune.prune.method import PruningMethod
@@ -22,15 +23,6 @@ from edgeprune.pruning_plan import PruningPlan
 
 PRUNING_FILE = "pruning.json"
 PRUNING_WEIGHTS_FILE = "pruning.safetensors"
-FAMILIES = {"llava": (LlavaConfig, LlavaModel)}
-
-# Checkpoints of different transformers versions nest the same modules differently.
-_PREFIXES = (
-    (re.compile(r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)"), ""),
-    (re.compile(r"^language_model\.model\."), "language_model."),
-    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
-    (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
-)
 
 
 def load_checkpoint(
@@ -57,10 +49,12 @@ def load_checkpoint(
     folder = Path(path)
     config = read_config(folder)
     model_type = str(config.get("model_type"))
-    config_type, model_class = FAMILIES[model_type]
+    family = FAMILIES[model_type]
     with torch.device("meta"):
-        model = model_class(config_type.from_huggingface(config))
-    tensors = {canonical_name(name): tensor for name, tensor in open_weights(weight_files(folder)).items()}
+        model = family.build(config)
+    tensors = {
+        family.canonical_name(name): tensor for name, tensor in open_weights(weight_files(folder)).items()
+    }
     if model.config.decoder.tie_word_embeddings:
         tensors.setdefault(
             "lm_head.weight", tensors.get("language_model.embed_tokens.weight", torch.empty(0))
@@ -116,13 +110,6 @@ def read_methods(folder: Path) -> tuple[PruningMethod, ...]:
     )
 
 
-def canonical_name(name: str) -> str:
-    """A weight's name without the prefixes that depend on the transformers version that saved it."""
-    for pattern, replacement in _PREFIXES:
-        name = pattern.sub(replacement, name)
-    return name
-
-
 def _read_pruning_weights(folder: Path, plan: PruningPlan) -> dict[str, Tensor]:
     shapes = plan.weight_shapes()
     if not shapes:
@@ -143,7 +130,7 @@ def _read_pruning_weights(folder: Path, plan: PruningPlan) -> dict[str, Tensor]:
 
 
 def _load_clip(
-    plan: PruningPlan, path: str | Path | None, model: LlavaModel, dtype: torch.dtype | None
+    plan: PruningPlan, path: str | Path | None, model: VisionLanguageModel, dtype: torch.dtype | None
 ) -> ClipParts | None:
     """The CLIP parts of IVTP's guided form, checked to belong to the vision tower."""
     ivtp = next((method for method in plan.methods if isinstance(method, Ivtp)), None)
@@ -155,7 +142,8 @@ def _load_clip(
             "checkpoint does not contain: give its folder with --clip PATH, or use the paper's ablation that averages "
             "all instruction tokens (text_selection=all)"
         )
-    folder = Path(path)
+    folder, tower = Path(path), model.clip_tower
+    assert tower is not None  # the method has refused other towers
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: --clip takes the folder of a CLIP checkpoint")
     config = read_json(folder / "config.json")
@@ -167,14 +155,14 @@ def _load_clip(
     embed_size = read_field(config, "projection_dim", int, 512)
     text_config = ClipTextConfig.from_huggingface(text, projection_dim=embed_size)
     tensors = open_weights(weight_files(folder))
-    _check_same_tower(tensors, model, folder)
+    _check_same_tower(tensors, tower, folder)
     with torch.device("meta"):
         guide = IvtpGuide(
             ClipTextTower(text_config),
             nn.Linear(text_config.tower.hidden_size, embed_size, bias=False),
             ivtp.relevance_threshold,
         )
-        projection = nn.Linear(model.config.vision.tower.hidden_size, embed_size, bias=False)
+        projection = nn.Linear(tower.config.tower.hidden_size, embed_size, bias=False)
     renamed = {re.sub(r"^text_model\.", "text_tower.", name): tensor for name, tensor in tensors.items()}
     kept = dtype if dtype is not None else model.lm_head.weight.dtype
     assign_weights(guide, renamed, kept, f"the text tower in {folder}")
@@ -184,10 +172,10 @@ def _load_clip(
     return ClipParts(guide, projection)
 
 
-def _check_same_tower(tensors: Mapping[str, Tensor], model: LlavaModel, folder: Path) -> None:
+def _check_same_tower(tensors: Mapping[str, Tensor], tower: ClipVisionTower, folder: Path) -> None:
     """A text tower of another CLIP would choose tokens at random without anybody noticing."""
-    last = model.config.vision.tower.num_layers - 1
-    ours = model.vision_tower.state_dict()
+    last = tower.config.tower.num_layers - 1
+    ours = tower.state_dict()
     for name in (
         "embeddings.patch_embedding.weight",
         "encoder.layers.0.mlp.fc1.weight",

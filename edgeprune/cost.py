@@ -111,17 +111,21 @@ class LayerRows:
 
 @dataclass(frozen=True)
 class VisionShape:
-    """Sizes of the vision tower and the rows of one picture in it.
+    """Sizes of the vision tower and the rows of one tile in it.
 
     Attributes:
         hidden_size: Width.
         intermediate_size: Width of its MLP.
         rows: Rows of each layer that runs, class token included.
+        mlp_matrices: Matrices of the MLP: 2, or 3 where it is gated.
+        spans: Rows that a row attends to, by layer; empty = all of its tile.
     """
 
     hidden_size: int
     intermediate_size: int
     rows: tuple[LayerRows, ...]
+    mlp_matrices: int = 2
+    spans: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.hidden_size < 1 or self.intermediate_size < 1:
@@ -144,16 +148,36 @@ class VisionShape:
             raise ValueError(
                 f"vision tower: {len(geometry.vision_tokens)} row counts for {geometry.vision_layers} layers"
             )
-        entering = (geometry.num_patches + 1, *geometry.vision_tokens[:-1])
+        entering = (_tile_rows(geometry), *geometry.vision_tokens[:-1])
         rows = tuple(LayerRows(a, b) for a, b in zip(entering, geometry.vision_tokens, strict=False))
-        return cls(geometry.vision_hidden_size, geometry.vision_intermediate_size, rows)
+        return cls._of(geometry, rows)
 
     @classmethod
     def unpruned(cls, geometry: GeometryEntry) -> "VisionShape":
         """The tower of a bundle with all tokens in every layer."""
-        tokens = geometry.num_patches + 1
-        rows = (LayerRows(tokens, tokens),) * geometry.vision_layers
-        return cls(geometry.vision_hidden_size, geometry.vision_intermediate_size, rows)
+        tokens = _tile_rows(geometry)
+        return cls._of(geometry, (LayerRows(tokens, tokens),) * geometry.vision_layers)
+
+    @classmethod
+    def _of(cls, geometry: GeometryEntry, rows: tuple[LayerRows, ...]) -> "VisionShape":
+        spans = [
+            layer.attention
+            if not geometry.vision_window or index in geometry.vision_global_layers
+            else min(geometry.vision_window, layer.attention)
+            for index, layer in enumerate(rows)
+        ]
+        return cls(
+            geometry.vision_hidden_size,
+            geometry.vision_intermediate_size,
+            rows,
+            geometry.vision_mlp_matrices,
+            tuple(spans),
+        )
+
+
+def _tile_rows(geometry: GeometryEntry) -> int:
+    """Rows of a tile that enter the tower."""
+    return geometry.num_patches * geometry.patches_per_token + geometry.vision_class_tokens
 
 
 def layer_rows(
@@ -271,22 +295,26 @@ def decode_step_flops(
     return total if convention is Convention.PAPER else total + head_flops(shape)
 
 
-def vision_flops(shape: VisionShape, images: int = 1) -> int:
-    """The vision tower: 2·(4nd² + 2n²d + 2ndm) per layer and picture; its MLP has two matrices.
+def vision_flops(shape: VisionShape, tiles: int = 1) -> int:
+    """The vision tower: 2·(4nd² + 2nsd + kndm) per layer and tile, s rows attended to, k matrices in the MLP.
 
-    The patch embedding is left out (under 0.2 % of CLIP ViT-L/336). Source: IVTP Table 9, column ViT.
+    The patch embedding is left out (under 0.2 % of CLIP ViT-L/336). Source: IVTP Table 9, column ViT (s = n, k = 2).
     """
     d, m = shape.hidden_size, shape.intermediate_size
-    per_picture = sum(
-        2 * (4 * rows.attention * d * d + 2 * rows.attention**2 * d + 2 * rows.mlp * d * m)
-        for rows in shape.rows
+    spans = shape.spans or tuple(rows.attention for rows in shape.rows)
+    per_tile = sum(
+        2 * (rows.attention * (4 * d * d + 2 * span * d) + shape.mlp_matrices * rows.mlp * d * m)
+        for rows, span in zip(shape.rows, spans, strict=True)
     )
-    return images * per_picture
+    return tiles * per_tile
 
 
-def projector_flops(vision_hidden_size: int, hidden_size: int, tokens: int) -> int:
-    """LLaVA-1.5's projector of two matrices over ``tokens`` visual tokens: 2n·(Cv·d + d²)."""
-    return 2 * tokens * hidden_size * (vision_hidden_size + hidden_size)
+def projector_flops(sizes: Sequence[int], tokens: int) -> int:
+    """A projector of linear layers over ``tokens`` visual tokens: 2n·Σ of the products of neighbouring ``sizes``.
+
+    LLaVA-1.5's has the sizes Cv, d, d.
+    """
+    return 2 * tokens * sum(a * b for a, b in itertools.pairwise(sizes))
 
 
 def kv_cache_bytes(shape: DecoderShape, cached_rows: Sequence[int], bytes_per_value: int = 2) -> int:

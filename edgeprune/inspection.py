@@ -43,7 +43,9 @@ class InspectedSite:
         graph: The graph that scores and selects.
         method: Its method.
         place: In words.
-        keep_per_image: Visual tokens kept per picture; null if it depends on the input.
+        keep_per_image: Visual tokens kept per picture, if it is known.
+        keep_share: Share of a picture's visual tokens that is kept instead. Where both are null, the number depends on
+            what the picture shows.
         mean_keep_per_image: Their mean over the calibration pictures, if it depends on the input and was
             measured.
     """
@@ -52,6 +54,7 @@ class InspectedSite:
     method: str
     place: str
     keep_per_image: int | None
+    keep_share: float | None
     mean_keep_per_image: float | None
 
 
@@ -86,7 +89,7 @@ class GroupCost:
         graph: The graph.
         layers: Layers whose attention it holds.
         mlp_layers: Layers whose MLP it holds.
-        visual_tokens: Visual tokens that enter it; of the vision tower, patches.
+        visual_tokens: Visual tokens that enter it; of the vision tower, those that would leave it unpruned.
         unpruned_flops: Floating-point operations with every visual token.
         pruned_flops: The same with the tokens that pruning leaves.
     """
@@ -101,7 +104,7 @@ class GroupCost:
 
 @dataclass(frozen=True)
 class PrefillCost:
-    """Cost of prefill for one picture and some text, counted as :attr:`edgeprune.cost.Convention.TRUE`.
+    """Cost of prefill for one typical picture and some text, counted as :attr:`edgeprune.cost.Convention.TRUE`.
 
     Attributes:
         text_tokens: Rows of text.
@@ -196,7 +199,10 @@ def inspect(bundle: str | Path) -> Inspection:
                 method=site.method,
                 place=site.place,
                 keep_per_image=site.keep_per_image,
-                mean_keep_per_image=means.get(site.graph) if site.keep_per_image is None else None,
+                keep_share=site.keep_share,
+                mean_keep_per_image=means.get(site.graph)
+                if site.keep_per_image is None and site.keep_share is None
+                else None,
             )
             for site in manifest.sites
         ),
@@ -235,18 +241,20 @@ def _calibrated_means(manifest: Manifest) -> dict[str, float]:
 def _prefill_cost(manifest: Manifest, means: Mapping[str, float]) -> PrefillCost:
     geometry, sites = manifest.geometry, manifest.sites
     shape = DecoderShape.from_geometry(geometry)
-    num_layers, num_patches = geometry.num_layers, geometry.num_patches
+    num_layers, unpruned_tokens = geometry.num_layers, geometry.typical_tokens
     kept, counts = _kept_counts(manifest, means)
     tokens_in = geometry.tokens_per_image
-    full = layer_rows((), num_layers, num_patches, (), TEXT_TOKENS)
+    full = layer_rows((), num_layers, unpruned_tokens, (), TEXT_TOKENS)
     pruned = layer_rows(sites, num_layers, tokens_in, kept, TEXT_TOKENS)
     vision = GroupCost(
         graph="vision",
         layers=tuple(range(geometry.vision_layers)),
         mlp_layers=tuple(range(geometry.vision_layers)),
-        visual_tokens=num_patches,
-        unpruned_flops=vision_flops(VisionShape.unpruned(geometry)) + _projector(geometry, num_patches),
-        pruned_flops=vision_flops(VisionShape.from_geometry(geometry)) + _projector(geometry, tokens_in),
+        visual_tokens=unpruned_tokens,
+        unpruned_flops=vision_flops(VisionShape.unpruned(geometry), geometry.typical_tiles)
+        + projector_flops(geometry.projector_sizes, unpruned_tokens),
+        pruned_flops=vision_flops(VisionShape.from_geometry(geometry), geometry.typical_tiles)
+        + projector_flops(geometry.projector_sizes, tokens_in),
     )
     groups = [vision]
     for index, segment in enumerate(manifest.segments):
@@ -278,6 +286,8 @@ def _kept_counts(manifest: Manifest, means: Mapping[str, float]) -> tuple[list[i
     for site in manifest.sites:
         if site.keep_per_image is not None:
             tokens = min(tokens, site.keep_per_image)
+        elif site.keep_share is not None:
+            tokens = min(tokens, max(1, int(round(manifest.geometry.typical_tokens * site.keep_share, 6))))
         elif site.graph in means:
             tokens = min(tokens, round(means[site.graph]))
             counts = CALIBRATED if counts == FIXED else counts
@@ -285,10 +295,6 @@ def _kept_counts(manifest: Manifest, means: Mapping[str, float]) -> tuple[list[i
             counts = BOUND
         kept.append(tokens)
     return kept, counts
-
-
-def _projector(geometry: GeometryEntry, tokens: int) -> int:
-    return projector_flops(geometry.vision_hidden_size, geometry.hidden_size, tokens)
 
 
 def _blocks(

@@ -29,7 +29,9 @@ def _summary(inspection: Inspection) -> Table:
     if geometry.num_kv_heads != geometry.num_heads:
         heads += f" ({geometry.num_kv_heads} key/value)"
     rows, columns = geometry.grid
-    picture = f"{rows} x {columns} patches, {geometry.tokens_per_image} tokens enter the decoder"
+    picture = f"{rows} x {columns} tokens, {geometry.tokens_per_image} enter the decoder"
+    if geometry.typical_tiles > 1:
+        picture = f"{geometry.typical_tiles} tiles of {picture} (they differ from picture to picture)"
     table = _table(show_header=False, title=f"Bundle {inspection.name}")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -71,7 +73,9 @@ def _sites_table(inspection: Inspection) -> Table:
     table = _table("site", "method", "place", "tokens kept per picture", title="Where tokens are dropped")
     for site in inspection.sites:
         kept = str(site.keep_per_image)
-        if site.keep_per_image is None:
+        if site.keep_share is not None:
+            kept = f"{site.keep_share:.1%} of its tokens"
+        elif site.keep_per_image is None:
             kept = "depends on the input"
             if site.mean_keep_per_image is not None:
                 kept += f", {site.mean_keep_per_image:.1f} on average"

@@ -9,8 +9,9 @@ from typing import Any
 from edgeprune.errors import BundleError
 from edgeprune.json_data import from_json, to_json
 from edgeprune.numbering import ORIGINAL
+from edgeprune.positions import AXES
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 DTYPES = ("float32", "float16")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -83,12 +84,24 @@ class GeometryEntry:
         head_dim: D.
         vocab_size: V.
         context_length: Most positions.
-        grid: Patches of a picture, rows and columns.
-        tokens_per_image: Visual tokens of a picture that enter the decoder.
+        positions: Kind of position ids: "sequential" or "multimodal".
+        grid: Visual tokens of a tile before pruning, rows and columns; of the typical picture where tiles differ in
+            size.
+        tokens_per_tile: Visual tokens of a tile that enter the projector, the most if it depends on the picture; null
+            if nothing is dropped before it.
+        typical_tiles: Tiles of the picture that reports count with; 1 where every picture is one tile.
+        typical_tokens: Its visual tokens before pruning.
+        tokens_per_image: Those of them that enter the decoder.
         vision_hidden_size: Width of the vision tower.
         vision_intermediate_size: Width of its MLP.
+        vision_mlp_matrices: Matrices of its MLP: 2, or 3 where it is gated.
         vision_layers: Layers of the tower that run.
-        vision_tokens: Tokens of a picture after each of those layers' attention, class token included.
+        vision_class_tokens: Rows of a tile that are no patches.
+        vision_window: Patches that attend to each other, outside of ``vision_global_layers``; 0 = all do.
+        vision_global_layers: Layers where all attend to each other although there is a window.
+        vision_tokens: Rows of a tile after each layer's attention, class token included.
+        patches_per_token: Patches that become one visual token behind the tower.
+        projector_sizes: Widths of a visual token's features on the way to the decoder.
     """
 
     hidden_size: int
@@ -99,17 +112,30 @@ class GeometryEntry:
     head_dim: int
     vocab_size: int
     context_length: int
+    positions: str
     grid: tuple[int, ...]
+    tokens_per_tile: int | None
+    typical_tiles: int
+    typical_tokens: int
     tokens_per_image: int
     vision_hidden_size: int
     vision_intermediate_size: int
+    vision_mlp_matrices: int
     vision_layers: int
+    vision_class_tokens: int
+    vision_window: int
+    vision_global_layers: tuple[int, ...]
     vision_tokens: tuple[int, ...]
+    patches_per_token: int
+    projector_sizes: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        may_be_zero = ("vision_layers", "vision_class_tokens", "vision_window", "vision_global_layers")
         for size in fields(self):
             value = getattr(self, size.name)
-            lowest = 0 if size.name == "vision_layers" else 1
+            if value is None or size.name == "positions":
+                continue
+            lowest = 0 if size.name in may_be_zero else 1
             if any(number < lowest for number in (value if isinstance(value, tuple) else (value,))):
                 raise BundleError(
                     f"{MANIFEST_FILE}.geometry.{size.name} is {value}, expected at least {lowest}"
@@ -118,10 +144,14 @@ class GeometryEntry:
             raise BundleError(
                 f"{MANIFEST_FILE}.geometry.grid is {list(self.grid)}, expected rows and columns"
             )
+        if self.positions not in AXES:
+            raise BundleError(
+                f"{MANIFEST_FILE}.geometry.positions is {self.positions!r}, known: {', '.join(AXES)}"
+            )
 
     @property
     def num_patches(self) -> int:
-        """Patches of a picture."""
+        """Visual tokens of a tile before pruning."""
         return self.grid[0] * self.grid[1]
 
 
@@ -175,7 +205,9 @@ class SiteEntry:
         place: In words, for reports.
         layer: 0-based decoder layer.
         before_mlp: Between the layer's attention and its MLP instead of before the layer.
-        keep_per_image: Visual tokens kept per picture; null if it depends on the input.
+        keep_per_image: Visual tokens kept per picture, all if it has fewer.
+        keep_share: Share of a picture's unpruned visual tokens that is kept instead; where both are null, the number
+            depends on what the picture shows.
         positions: What becomes of position ids behind the site: "original", "renumbered" or
             "renumbered in prefill".
         recycled_per_image: Dropped tokens of a picture that are looked through for merging.
@@ -188,6 +220,7 @@ class SiteEntry:
     layer: int
     before_mlp: bool
     keep_per_image: int | None
+    keep_share: float | None = None
     positions: str = ORIGINAL
     recycled_per_image: int = 0
     merged_per_image: int = 0
@@ -266,7 +299,13 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise BundleError(f"{MANIFEST_FILE}.dtype is {self.dtype!r}, known: {', '.join(DTYPES)}")
-        needed = ["vision", "embed", *(s.graph for s in self.segments), *(s.graph for s in self.sites)]
+        needed = [
+            "vision",
+            "projector",
+            "embed",
+            *(s.graph for s in self.segments),
+            *(s.graph for s in self.sites),
+        ]
         needed += ["gather"] if self.sites else []
         needed += ["rate", "compact"] if self.rate is not None else []
         needed += ["guide"] if self.probe is not None and self.probe.guided else []

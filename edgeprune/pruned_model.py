@@ -10,24 +10,28 @@ from torch import Tensor, nn
 
 from edgeprune import tensor_names as names
 from edgeprune.errors import PromptError
-from edgeprune.models.llava import LlavaModel
+from edgeprune.models.vision_language import VisionLanguageModel
 from edgeprune.numbering import ORIGINAL, next_position, segment_numberings
+from edgeprune.positions import AXES, prompt_positions
 from edgeprune.prune.ivtp_guide import IvtpGuide
 from edgeprune.pruning_plan import PruningPlan
 from edgeprune.runtimes.eviction import Eviction
 from edgeprune.runtimes.guide import GuideInputs
 from edgeprune.runtimes.layout import SequenceLayout
+from edgeprune.runtimes.pictures import PreparedPictures
 from edgeprune.stages import (
     CompactStage,
     EmbedStage,
     GatherStage,
     GuideStage,
+    ProjectorStage,
     RateStage,
     SegmentStage,
     SelectStage,
     Stage,
     VisionStage,
 )
+from edgeprune.visual_layout import FeatureRows
 
 _Run = Callable[[Stage, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -40,7 +44,7 @@ class SiteResult:
         name: The site.
         tokens_in: Visual tokens that entered it.
         kept: Visual tokens that left it.
-        slots: The kept tokens as picture · patches + patch index, ascending.
+        slots: The kept tokens' slots (:mod:`edgeprune.visual_layout`), ascending.
     """
 
     name: str
@@ -56,10 +60,12 @@ class CacheEviction:
     Attributes:
         state: Which rows the caches hold.
         visual_slots: [S] of the rows that entered the site.
+        first_position: Position of the first generated token.
     """
 
     state: Eviction
     visual_slots: Tensor
+    first_position: int
 
 
 @dataclass
@@ -70,7 +76,7 @@ class Prefill:
         logits: [V] of the last row.
         caches: Keys and values by layer, [1, Hkv, rows, D].
         sites: What every site did.
-        next_position: Position of the first generated token: the unpruned length.
+        next_position: Position of the first generated token, behind all of the unpruned prompt.
         eviction: Which rows the caches behind the last site hold, if tokens go on being dropped.
         record: Inputs and outputs of every stage that ran, in order (only if asked for).
     """
@@ -81,6 +87,21 @@ class Prefill:
     next_position: int
     eviction: "CacheEviction | None" = None
     record: list[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TowerOutput:
+    """Pictures behind the vision tower.
+
+    Attributes:
+        outputs: Of the vision stage, by name.
+        rows: Which of them enter the decoder; the prompt needs as many placeholders.
+        record: Inputs and outputs of the stage.
+    """
+
+    outputs: dict[str, Tensor]
+    rows: FeatureRows
+    record: list[tuple[Stage, dict[str, Tensor], dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +128,7 @@ class PrunedModel:
 
     def __init__(
         self,
-        model: LlavaModel,
+        model: VisionLanguageModel,
         plan: PruningPlan,
         weights: Mapping[str, Tensor],
         clip: ClipParts | None = None,
@@ -129,6 +150,7 @@ class PrunedModel:
         self.clip = clip
         width = model.config.decoder.hidden_size
         self.vision = VisionStage(model, plan, None if clip is None else clip.visual_projection)
+        self.projector = ProjectorStage(model)
         self.embed = EmbedStage(model)
         self.guide = (
             None if clip is None else GuideStage(clip.guide, width, clip.visual_projection.out_features)
@@ -142,7 +164,8 @@ class PrunedModel:
             for planned, segment in zip(plan.sites, self.segments, strict=False)
         ]
         self.numberings = segment_numberings([planned.site.positions for planned in plan.sites])
-        self.gather = GatherStage(width, probe=plan.probe is not None) if plan.sites else None
+        self.axes = AXES[plan.geometry.positions]
+        self.gather = GatherStage(width, self.axes, probe=plan.probe is not None) if plan.sites else None
         rate = plan.rate(weights)
         self.rate = None if rate is None else RateStage(rate[1], self.segments[rate[0]])
         decoder = model.config.decoder
@@ -156,7 +179,7 @@ class PrunedModel:
         optional = [
             stage for stage in (self.guide, self.gather, self.rate, self.compact) if stage is not None
         ]
-        return [self.vision, self.embed, *self.segments, *self.selects, *optional]
+        return [self.vision, self.projector, self.embed, *self.segments, *self.selects, *optional]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -164,29 +187,49 @@ class PrunedModel:
         return self.model.lm_head.weight.dtype
 
     @torch.no_grad()
+    def encode_pictures(self, pictures: PreparedPictures) -> TowerOutput:
+        """Run the vision tower: says how many visual tokens each picture brings into the prompt."""
+        inputs = {
+            spec.name: torch.from_numpy(pictures.inputs[spec.name]).to(
+                self.dtype if spec.dtype == "model" else torch.int64
+            )
+            for spec in self.vision.inputs
+        }
+        outputs = self.vision(inputs)
+        rows = pictures.layout.rows_beforehand(self.plan.tokens_per_tile, self.plan.geometry.num_patches)
+        counts = outputs.get(names.PATCH_COUNTS)
+        if rows is None or counts is not None:
+            rows = pictures.layout.rows_of(
+                outputs[names.PATCH_SLOTS].numpy(), None if counts is None else counts.numpy()
+            )
+        return TowerOutput(outputs, rows, [(self.vision, inputs, outputs)])
+
+    @torch.no_grad()
     def prefill(
         self,
         input_ids: NDArray[np.int64],
-        pixel_values: NDArray[np.float32] | None = None,
+        pictures: PreparedPictures | None = None,
         guide: GuideInputs | None = None,
         *,
+        tower: TowerOutput | None = None,
         record: bool = False,
     ) -> Prefill:
         """Run the prompt.
 
         Shapes:
-            input_ids: [S], placeholders included; pixel_values: [M, 3, height, width].
+            input_ids: [S], placeholders included.
 
         Args:
-            input_ids: Token ids; every visual token has one placeholder.
-            pixel_values: Preprocessed pictures, None for a prompt without one.
+            input_ids: Token ids; every visual token that enters the decoder has one placeholder.
+            pictures: Preprocessed pictures, None for a prompt without one.
             guide: The instruction for CLIP; needed with pictures if the plan's probe is guided.
+            tower: What :meth:`encode_pictures` gave, if it ran already.
             record: Whether to keep every stage's inputs and outputs.
 
         Raises:
             PromptError: The placeholders do not fit the pictures, or the guide is missing.
         """
-        result = Prefill(torch.empty(0), {}, [], int(input_ids.shape[0]))
+        result = Prefill(torch.empty(0), {}, [], 0)
 
         def run(stage: Stage, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
             outputs: dict[str, Tensor] = stage(inputs)
@@ -194,10 +237,17 @@ class PrunedModel:
                 result.record.append((stage, inputs, outputs))
             return outputs
 
-        num_images = 0 if pixel_values is None else pixel_values.shape[0]
-        layout = SequenceLayout.from_token_ids(input_ids, self.model.config.image_token_id, num_images)
-        self._check_prompt(layout, guide)
-        visual = self._visual_tokens(pixel_values, run)
+        image_token = self.model.config.image_token_id
+        visual_layout = None if pictures is None else pictures.layout
+        layout = SequenceLayout.from_token_ids(input_ids, image_token, visual_layout)
+        if pictures is not None and tower is None:
+            tower = self.encode_pictures(pictures)
+        self._check_prompt(layout, tower, guide)
+        if tower is not None and record:
+            result.record.extend(tower.record)
+        positions = prompt_positions(self.plan.geometry.positions, input_ids == image_token, visual_layout)
+        result.next_position = int(positions.max()) + 1
+        visual = self._visual_tokens(tower, run)
         embedded = run(
             self.embed,
             {
@@ -208,11 +258,11 @@ class PrunedModel:
         )
         state = {
             names.HIDDEN_STATES: embedded[names.INPUTS_EMBEDS],
-            names.POSITION_IDS: torch.arange(layout.num_rows).unsqueeze(0),
+            names.POSITION_IDS: torch.from_numpy(positions),
             names.VISUAL_SLOTS: embedded[names.VISUAL_SLOTS],
             names.INPUTS_EMBEDS: embedded[names.INPUTS_EMBEDS],
             names.PROMPT_SLOTS: embedded[names.VISUAL_SLOTS],
-            **self._probe(layout, visual, embedded[names.VISUAL_SLOTS], guide, run),
+            **self._probe(layout, positions, visual, embedded[names.VISUAL_SLOTS], guide, run),
         }
         for index, segment in enumerate(self.segments):
             outputs = run(segment, self._segment_inputs(segment, state, {}))
@@ -225,7 +275,7 @@ class PrunedModel:
                 result.logits = outputs[names.LOGITS][0]
                 return result
             state[names.HIDDEN_STATES] = outputs[names.out(names.HIDDEN_STATES)]
-            if num_images:
+            if pictures is not None:
                 select = self.selects[index]
                 entered = state[names.VISUAL_SLOTS]
                 layout, chosen = self._drop(select, layout, outputs, state, result.sites, run)
@@ -233,7 +283,7 @@ class PrunedModel:
                     rows = chosen[names.KEEP_INDICES][: layout.num_rows]
                     ranks = chosen[names.VISUAL_RANKS][rows].numpy()
                     eviction = Eviction(ranks, result.sites[-1].tokens_in, self.rate.num_rates)
-                    result.eviction = CacheEviction(eviction, entered)
+                    result.eviction = CacheEviction(eviction, entered, result.next_position)
         raise AssertionError("the last segment returns")
 
     @torch.no_grad()
@@ -249,7 +299,7 @@ class PrunedModel:
 
         Args:
             token_id: The token.
-            position: Its position in the unpruned sequence.
+            position: Its position behind the unpruned prompt.
             caches: Keys and values by layer.
             record: Takes inputs and outputs of every stage that runs.
             eviction: From the prefill.
@@ -274,12 +324,13 @@ class PrunedModel:
             names.HIDDEN_STATES: embedded[names.INPUTS_EMBEDS],
             names.PROBE_WEIGHTS: torch.zeros(0, 1),
             names.PROBE_OFFSET: torch.zeros(0, width, dtype=self.dtype),
-            names.PROBE_POSITION_IDS: torch.zeros(1, 0, dtype=torch.int64),
+            names.PROBE_POSITION_IDS: torch.zeros(self.axes, 0, dtype=torch.int64),
         }
         for segment, numbering in zip(self.segments, self.numberings, strict=True):
             if segment.layers:
                 cached = caches[segment.layers[0]][0].shape[2]
-                state[names.POSITION_IDS] = torch.tensor([[next_position(numbering, position, cached)]])
+                number = next_position(numbering, position, cached)
+                state[names.POSITION_IDS] = torch.full((self.axes, 1), number)
             outputs = run(segment, self._segment_inputs(segment, state, caches))
             for layer in segment.layers:
                 caches[layer] = (outputs[names.present_key(layer)], outputs[names.present_value(layer)])
@@ -293,14 +344,14 @@ class PrunedModel:
     def generate(
         self,
         input_ids: NDArray[np.int64],
-        pixel_values: NDArray[np.float32] | None = None,
+        pictures: PreparedPictures | None = None,
         guide: GuideInputs | None = None,
         *,
         max_new_tokens: int = 64,
         eos_token_ids: Sequence[int] = (),
     ) -> tuple[list[int], list[SiteResult]]:
         """Answer greedily; returns the generated ids (without the end token) and what the sites did."""
-        state = self.prefill(input_ids, pixel_values, guide)
+        state = self.prefill(input_ids, pictures, guide)
         logits, generated = state.logits, list[int]()
         for step in range(max_new_tokens):
             token = int(logits.argmax())
@@ -311,8 +362,10 @@ class PrunedModel:
                 logits = self.decode(token, state.next_position + step, state.caches, eviction=state.eviction)
         return generated, state.sites
 
-    def _check_prompt(self, layout: SequenceLayout, guide: GuideInputs | None) -> None:
-        expected = layout.num_images * self.plan.tokens_per_image
+    def _check_prompt(
+        self, layout: SequenceLayout, tower: TowerOutput | None, guide: GuideInputs | None
+    ) -> None:
+        expected = 0 if tower is None else sum(tower.rows.tokens_per_image)
         if layout.num_visual != expected:
             raise PromptError(
                 f"the ids hold {layout.num_visual} visual placeholders, {layout.num_images} pictures need {expected}: "
@@ -323,9 +376,13 @@ class PrunedModel:
                 "this pruning chooses text tokens with CLIP: give the instruction as 'guide', too"
             )
 
-    def _visual_tokens(self, pixel_values: NDArray[np.float32] | None, run: _Run) -> dict[str, Tensor]:
-        if pixel_values is not None:
-            return run(self.vision, {names.PIXEL_VALUES: torch.from_numpy(pixel_values).to(self.dtype)})
+    def _visual_tokens(self, tower: TowerOutput | None, run: _Run) -> dict[str, Tensor]:
+        """What the tower gave, projected, in the order of the prompt."""
+        if tower is not None:
+            rows = {names.FEATURE_ROWS: torch.from_numpy(tower.rows.rows)}
+            available = tower.outputs | rows
+            inputs = {spec.name: available[spec.name] for spec in self.projector.inputs}
+            return tower.outputs | run(self.projector, inputs)
         width = self.model.config.decoder.hidden_size
         return {
             names.IMAGE_FEATURES: torch.zeros(1, width, dtype=self.dtype),
@@ -335,6 +392,7 @@ class PrunedModel:
     def _probe(
         self,
         layout: SequenceLayout,
+        positions: NDArray[np.int64],
         visual: Mapping[str, Tensor],
         visual_slots: Tensor,
         guide: GuideInputs | None,
@@ -349,9 +407,10 @@ class PrunedModel:
             return {
                 names.PROBE_WEIGHTS: torch.zeros(0, layout.num_rows),
                 names.PROBE_OFFSET: torch.zeros(0, width, dtype=self.dtype),
-                names.PROBE_POSITION_IDS: torch.zeros(1, 0, dtype=torch.int64),
+                names.PROBE_POSITION_IDS: torch.zeros(self.axes, 0, dtype=torch.int64),
             }
-        position = {names.PROBE_POSITION_IDS: text_rows[:1].unsqueeze(0)}
+        first = int(text_rows[0])
+        position = {names.PROBE_POSITION_IDS: torch.from_numpy(positions[:, first : first + 1])}
         if self.guide is not None and guide is not None:
             inputs = {
                 names.GUIDE_INPUT_IDS: torch.from_numpy(guide.input_ids),
@@ -410,7 +469,8 @@ class PrunedModel:
         gathered = run(self.gather, gather_inputs)
         state.update({spec.name: gathered[names.out(spec.name)] for spec, _ in self.gather.carried})
         if site.positions != ORIGINAL:
-            state[names.POSITION_IDS] = torch.arange(keep_indices.shape[0]).unsqueeze(0)
+            rows = torch.arange(keep_indices.shape[0])
+            state[names.POSITION_IDS] = rows.expand(self.axes, -1).contiguous()
         kept = layout.keep(keep_indices.shape[0])
         slots = state[names.VISUAL_SLOTS]
         sites.append(
@@ -434,7 +494,7 @@ class PrunedModel:
         decided = run(self.rate, {spec.name: available[spec.name] for spec in self.rate.inputs})
         later = [layer for layer in caches if layer > self.rate.layer]
         cached_rows = caches[later[0]][0].shape[2]
-        generated = position - eviction.visual_slots.shape[0] + 1
+        generated = position - eviction.first_position + 1
         rows = eviction.state.rows_to_keep(int(decided[names.RATE]), cached_rows, generated)
         if rows is None:
             return

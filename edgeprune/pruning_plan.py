@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from edgeprune.errors import PruningError
-from edgeprune.models.clip import VisionPruner
+from edgeprune.models.clip import ClipVisionTower, FeaturePruner, VisionPruner
 from edgeprune.models.llama import Cut, LlamaDecoder, check_cuts
 from edgeprune.prune.method import (
     DecoderSite,
@@ -59,7 +59,8 @@ class PruningPlan:
         names = [method.name for method in self.methods]
         if len(names) != len(set(names)):
             raise PruningError(f"a pruning method is listed twice in {names}: combine different methods only")
-        self._at_most_one("prune before the decoder", [m for m in self.methods if self._prunes_vision(m)])
+        before = [m for m in self.methods if m.tokens_per_tile(self.geometry) is not None]
+        self._at_most_one("prune before the decoder", before)
         self._at_most_one("bring probe rows", [m for m in self.methods if m.probe(self.geometry)])
         self._check_merging()
         check_cuts([planned.site.cut for planned in self.sites], self.geometry.num_layers)
@@ -84,19 +85,9 @@ class PruningPlan:
         return (Cut(0), *(planned.site.cut for planned in self.sites), Cut(self.geometry.num_layers))
 
     @property
-    def tokens_per_image(self) -> int:
-        """Visual tokens of a picture that enter the decoder."""
-        for method in self.methods:
-            if self._prunes_vision(method):
-                return method.tokens_per_image(self.geometry)
-        return self.geometry.num_patches
-
-    @property
-    def projector_slots(self) -> tuple[int, ...] | None:
-        """Patches that enter the projector, if not all."""
-        return next(
-            (slots for m in self.methods if (slots := m.projector_slots(self.geometry)) is not None), None
-        )
+    def tokens_per_tile(self) -> int | None:
+        """Visual tokens of a tile that enter the projector, the most if it depends on the picture; None = all."""
+        return next((n for m in self.methods if (n := m.tokens_per_tile(self.geometry)) is not None), None)
 
     @property
     def probe(self) -> ProbeSpec | None:
@@ -124,6 +115,18 @@ class PruningPlan:
             (pruner for m in self.methods if (pruner := m.vision_pruner(self.geometry)) is not None), None
         )
 
+    def feature_pruner(self, tower: ClipVisionTower | None) -> FeaturePruner | None:
+        """A new module that prunes between vision tower and projector, if a method does.
+
+        Args:
+            tower: The tower, if it is one of CLIP's; methods refuse others.
+        """
+        if tower is None:
+            return None
+        return next(
+            (p for m in self.methods if (p := m.feature_pruner(self.geometry, tower)) is not None), None
+        )
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """The learned tensors of all methods, by the names that ``pruning.safetensors`` uses."""
         return {
@@ -132,15 +135,9 @@ class PruningPlan:
             for name, shape in method.weight_shapes(self.geometry).items()
         }
 
-    def _prunes_vision(self, method: PruningMethod) -> bool:
-        return (
-            method.vision_pruner(self.geometry) is not None
-            or method.projector_slots(self.geometry) is not None
-        )
-
     def _check_merging(self) -> None:
         """A site that merges dropped tokens needs as many as it counts on, and carries no probe rows."""
-        entering: int | None = self.tokens_per_image
+        entering: int | None = self.tokens_per_tile or self.geometry.num_patches
         for planned in self.sites:
             site = planned.site
             if site.merged_per_image and site.keep_per_image is not None:

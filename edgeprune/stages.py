@@ -1,11 +1,10 @@
 """The stages of a pruned model: torch modules that take and return named tensors.
 
 They are the reference that runs (:mod:`edgeprune.pruned_model`) and, one by one, the graphs that export traces:
-``vision`` → ``embed`` → [``guide``] → ``segment0`` → ``site0`` → ``gather`` → ``segment1`` … → logits.
+``vision`` → ``projector`` → ``embed`` → [``guide``] → ``segment0`` → ``site0`` → ``gather`` → ``segment1`` … → logits.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,26 +12,13 @@ from torch import Tensor, nn
 from edgeprune import tensor_names as names
 from edgeprune.errors import PruningError
 from edgeprune.models.llama import Probe, blocks_between, causal_mask, rotary_angles, run_blocks
-from edgeprune.models.llava import LlavaModel
+from edgeprune.models.vision_language import VisionLanguageModel
 from edgeprune.operators.token_gather import token_gather
+from edgeprune.positions import AXES
 from edgeprune.prune.ivtp_guide import IvtpGuide
 from edgeprune.prune.method import MergingSelector, RankingSelector, RateSpec
 from edgeprune.pruning_plan import PlannedSite, PruningPlan
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A named tensor with symbolic dimensions.
-
-    Attributes:
-        name: See :mod:`edgeprune.tensor_names`.
-        dtype: "int64", "float32", or "model" (the dtype of the weights).
-        shape: Sizes, or names of dynamic dimensions.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+from edgeprune.tensor_spec import TensorSpec
 
 
 class Stage(nn.Module):
@@ -54,55 +40,89 @@ class Stage(nn.Module):
 
 
 class VisionStage(Stage):
-    """Pictures → visual tokens."""
+    """Pictures → features, the tokens that pruning leaves of them."""
 
-    def __init__(self, model: LlavaModel, plan: PruningPlan, visual_projection: nn.Linear | None) -> None:
+    def __init__(
+        self, model: VisionLanguageModel, plan: PruningPlan, visual_projection: nn.Linear | None
+    ) -> None:
         super().__init__()
         self.name = "vision"
         self.model = model
-        pruner = plan.vision_pruner()
-        self.pruner = pruner
-        self.projector_slots = plan.projector_slots
+        self.pruner = plan.vision_pruner()
+        self.feature_pruner = plan.feature_pruner(model.clip_tower)
         self.visual_projection = visual_projection
-        self.num_patches = plan.geometry.num_patches
-        side = model.config.vision.image_size
-        width = model.config.decoder.hidden_size
-        self.inputs = (TensorSpec(names.PIXEL_VALUES, "model", ("images", 3, side, side)),)
+        self.tile_size = plan.geometry.num_patches
+        self.inputs = model.vision_inputs
+        counted = self.feature_pruner is not None and self.feature_pruner.counted
         outputs = [
-            TensorSpec(names.IMAGE_FEATURES, "model", ("visual_tokens", width)),
-            TensorSpec(names.IMAGE_SLOTS, "int64", ("visual_tokens",)),
+            TensorSpec(names.PATCH_FEATURES, "model", ("patch_rows", model.config.feature_size)),
+            TensorSpec(names.PATCH_SLOTS, "int64", ("patch_rows",)),
+            *([TensorSpec(names.PATCH_COUNTS, "int64", ("tiles",))] if counted else []),
         ]
         if visual_projection is not None:
-            outputs.append(TensorSpec(names.CLASS_FEATURES, "model", ("images", width)))
-            outputs.append(
-                TensorSpec(names.IMAGE_EMBEDS, "model", ("images", visual_projection.out_features))
-            )
+            width = model.config.decoder.hidden_size
+            outputs.append(TensorSpec(names.CLASS_FEATURES, "model", ("tiles", width)))
+            outputs.append(TensorSpec(names.IMAGE_EMBEDS, "model", ("tiles", visual_projection.out_features)))
         self.outputs = tuple(outputs)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encode the pictures."""
-        pixel_values = inputs[names.PIXEL_VALUES]
-        tokens = self.model.encode_pictures(
-            pixel_values,
+        tower = self.model.encode(
+            inputs,
             pruner=self.pruner,
-            projector_slots=self.projector_slots,
+            feature_pruner=self.feature_pruner,
             pooled=self.visual_projection is not None,
         )
-        picture = torch.arange(pixel_values.shape[0], device=pixel_values.device).unsqueeze(1)
+        tile = torch.arange(tower.slots.shape[0], device=tower.slots.device).unsqueeze(1)
         outputs = {
-            names.IMAGE_FEATURES: tokens.features.flatten(0, 1),
-            names.IMAGE_SLOTS: (tokens.slots + picture * self.num_patches).flatten(),
+            names.PATCH_FEATURES: tower.features.flatten(0, 1),
+            names.PATCH_SLOTS: (tower.slots + tile * self.tile_size).flatten(),
         }
+        if tower.counts is not None:
+            outputs[names.PATCH_COUNTS] = tower.counts
         if self.visual_projection is not None:
-            outputs[names.CLASS_FEATURES] = tokens.class_features
-            outputs[names.IMAGE_EMBEDS] = self.visual_projection(tokens.pooled)
+            assert tower.class_hidden is not None
+            assert tower.pooled is not None
+            outputs[names.CLASS_FEATURES] = self.model.project(tower.class_hidden)
+            outputs[names.IMAGE_EMBEDS] = self.visual_projection(tower.pooled)
         return outputs
+
+
+class ProjectorStage(Stage):
+    """Features → visual tokens of the decoder, in the order of the prompt."""
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        super().__init__()
+        self.name = "projector"
+        self.model = model
+        config = model.config
+        self.inputs = (
+            TensorSpec(names.PATCH_FEATURES, "model", ("patch_rows", config.feature_size)),
+            TensorSpec(names.PATCH_SLOTS, "int64", ("patch_rows",)),
+            TensorSpec(names.FEATURE_ROWS, "int64", ("visual_tokens",)),
+        )
+        self.outputs = (
+            TensorSpec(names.IMAGE_FEATURES, "model", ("visual_tokens", config.decoder.hidden_size)),
+            TensorSpec(names.IMAGE_SLOTS, "int64", ("visual_tokens",)),
+        )
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gather and project."""
+        rows = inputs[names.FEATURE_ROWS]
+        own = rows.clamp(min=0)
+        projected = self.model.project(inputs[names.PATCH_FEATURES].index_select(0, own))
+        slots = inputs[names.PATCH_SLOTS].index_select(0, own)
+        newline = self.model.newline
+        if newline is not None:
+            projected = torch.where(rows.unsqueeze(1) < 0, newline.to(projected.dtype), projected)
+            slots = torch.where(rows < 0, -1 - rows, slots)
+        return {names.IMAGE_FEATURES: projected, names.IMAGE_SLOTS: slots}
 
 
 class EmbedStage(Stage):
     """Token ids and visual tokens → hidden states."""
 
-    def __init__(self, model: LlavaModel) -> None:
+    def __init__(self, model: VisionLanguageModel) -> None:
         super().__init__()
         self.name = "embed"
         self.model = model
@@ -136,8 +156,8 @@ class GuideStage(Stage):
         self.inputs = (
             TensorSpec(names.GUIDE_INPUT_IDS, "int64", ("chunks", length)),
             TensorSpec(names.GUIDE_TOKEN_MAP, "float32", ("text_rows", "guide_tokens")),
-            TensorSpec(names.IMAGE_EMBEDS, "model", ("images", embed_size)),
-            TensorSpec(names.CLASS_FEATURES, "model", ("images", hidden_size)),
+            TensorSpec(names.IMAGE_EMBEDS, "model", ("tiles", embed_size)),
+            TensorSpec(names.CLASS_FEATURES, "model", ("tiles", hidden_size)),
             TensorSpec(names.TEXT_ROWS, "int64", ("text_rows",)),
             TensorSpec(names.VISUAL_SLOTS, "int64", ("sequence",)),
         )
@@ -156,12 +176,13 @@ class SegmentStage(Stage):
     """Consecutive decoder blocks with their KV cache; the last one ends in the logits of the last row."""
 
     def __init__(
-        self, model: LlavaModel, plan: PruningPlan, index: int, *, fused_rotary: bool = False
+        self, model: VisionLanguageModel, plan: PruningPlan, index: int, *, fused_rotary: bool = False
     ) -> None:
         super().__init__()
         self.name = f"segment{index}"
         self.model = model
         self.fused_rotary = fused_rotary
+        self.axes = AXES[plan.geometry.positions]
         cuts = plan.segment_cuts
         self.start, self.end = cuts[index], cuts[index + 1]
         self.layers = tuple(
@@ -183,7 +204,7 @@ class SegmentStage(Stage):
         if not self.layers:
             # Only an MLP and the head: a site lies inside the last layer.
             return tuple(specs)
-        specs.append(TensorSpec(names.POSITION_IDS, "int64", (1, "sequence")))
+        specs.append(TensorSpec(names.POSITION_IDS, "int64", (self.axes, "sequence")))
         cache = (1, config.num_kv_heads, "past", config.head_dim)
         for layer in self.layers:
             specs.append(TensorSpec(names.past_key(layer), "model", cache))
@@ -191,7 +212,7 @@ class SegmentStage(Stage):
         if self.probe_layers:
             specs.append(TensorSpec(names.PROBE_WEIGHTS, "float32", ("probe_rows", "sequence")))
             specs.append(TensorSpec(names.PROBE_OFFSET, "model", ("probe_rows", config.hidden_size)))
-            specs.append(TensorSpec(names.PROBE_POSITION_IDS, "int64", (1, "probe_rows")))
+            specs.append(TensorSpec(names.PROBE_POSITION_IDS, "int64", (self.axes, "probe_rows")))
         return tuple(specs)
 
     def _output_specs(self) -> tuple[TensorSpec, ...]:
@@ -267,7 +288,8 @@ class SelectStage(Stage):
     HOST_INPUTS: Mapping[str, TensorSpec] = {
         names.TEXT_ROWS: TensorSpec(names.TEXT_ROWS, "int64", ("text_rows",)),
         names.CONTEXT_ROWS: TensorSpec(names.CONTEXT_ROWS, "int64", ("context_rows",)),
-        names.IMAGE_IDS: TensorSpec(names.IMAGE_IDS, "int64", ("images",)),
+        names.GRID_IDS: TensorSpec(names.GRID_IDS, "int64", ("grids",)),
+        names.VISUAL_PLACES: TensorSpec(names.VISUAL_PLACES, "int64", ("slots", 5)),
         names.NUM_KEEP: TensorSpec(names.NUM_KEEP, "int64", ()),
         names.PROMPT_TEXT_ROWS: TensorSpec(names.PROMPT_TEXT_ROWS, "int64", ("text_rows",)),
         names.RECYCLED_IDS: TensorSpec(names.RECYCLED_IDS, "int64", ("recycled",)),
@@ -293,7 +315,7 @@ class SelectStage(Stage):
         produced = {spec.name: spec for spec in segment.outputs}
         width = segment.model.config.decoder.hidden_size
         travelling = (
-            TensorSpec(names.POSITION_IDS, "int64", (1, "sequence")),
+            TensorSpec(names.POSITION_IDS, "int64", (segment.axes, "sequence")),
             TensorSpec(names.INPUTS_EMBEDS, "model", (1, "prompt", width)),
             TensorSpec(names.PROMPT_SLOTS, "int64", ("prompt",)),
         )
@@ -318,7 +340,7 @@ class SelectStage(Stage):
         if merges:
             outputs += [
                 TensorSpec(names.extended(names.HIDDEN_STATES), "model", (1, rows, width)),
-                TensorSpec(names.extended(names.POSITION_IDS), "int64", (1, rows)),
+                TensorSpec(names.extended(names.POSITION_IDS), "int64", (segment.axes, rows)),
                 TensorSpec(names.extended(names.VISUAL_SLOTS), "int64", (rows,)),
             ]
         if isinstance(self.selector, RankingSelector):
@@ -337,12 +359,12 @@ class SelectStage(Stage):
 class GatherStage(Stage):
     """The kept rows of everything that travels to the next segment; runs in prefill only."""
 
-    def __init__(self, hidden_size: int, *, probe: bool) -> None:
+    def __init__(self, hidden_size: int, axes: int, *, probe: bool) -> None:
         super().__init__()
         self.name = "gather"
         self.carried = (
             (TensorSpec(names.HIDDEN_STATES, "model", (1, "sequence", hidden_size)), 1),
-            (TensorSpec(names.POSITION_IDS, "int64", (1, "sequence")), 1),
+            (TensorSpec(names.POSITION_IDS, "int64", (axes, "sequence")), 1),
             (TensorSpec(names.VISUAL_SLOTS, "int64", ("sequence",)), 0),
             *([(TensorSpec(names.PROBE_WEIGHTS, "float32", ("probe_rows", "sequence")), 1)] if probe else []),
         )

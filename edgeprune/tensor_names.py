@@ -1,16 +1,25 @@
 """Names of the tensors that travel between graphs: one table for export, runtimes and plugins.
 
 The names that other runtimes know (``input_ids``, ``past_key_values.0.key`` …) are theirs; the rest is ours.
-S = rows of the sequence now, P = cached rows, K = kept rows, M = pictures, N = visual tokens, R = probe rows.
+S = rows of the sequence now, P = cached rows, K = kept rows, M = pictures, T = tiles, G = grids of visual tokens,
+N = visual tokens, R = probe rows, A = position ids of a row: 1, or 3 with M-RoPE.
 """
 
-PIXEL_VALUES = "pixel_values"  # [M, 3, height, width]
+PIXEL_VALUES = "pixel_values"  # [T, 3, height, width], tiles
+PATCH_FEATURES = "patch_features"  # [T·K, F] behind the vision tower, tile after tile
+PATCH_SLOTS = "patch_slots"  # [T·K] int64: tile index · tokens per tile + row-major index
+PATCH_COUNTS = (
+    "patch_counts"  # [T] int64: how many of a tile's K rows are tokens, where the number depends on it
+)
+FEATURE_ROWS = (
+    "feature_rows"  # [N] int64: rows of patch_features in the order of the prompt; -1 - slot: inserted
+)
 IMAGE_FEATURES = "image_features"  # [N, C] after the projector, all pictures one after the other
-IMAGE_SLOTS = "image_slots"  # [N] int64: picture index · patches per picture + row-major patch index
+IMAGE_SLOTS = "image_slots"  # [N] int64: the slot (edgeprune.visual_layout) of every visual token
 INPUT_IDS = "input_ids"  # [1, S] int64
 INPUTS_EMBEDS = "inputs_embeds"  # [1, S, C]
 HIDDEN_STATES = "hidden_states"  # [1, S, C]
-POSITION_IDS = "position_ids"  # [1, S] int64, positions in the unpruned sequence
+POSITION_IDS = "position_ids"  # [A, S] int64, positions in the unpruned sequence
 VISUAL_SLOTS = "visual_slots"  # [S] int64: the slot of a visual token, -1 for text
 KEEP_INDICES = "keep_indices"  # [S] int64, the kept rows first, in the order of the sequence
 KEEP_COUNT = "keep_count"  # [] int64
@@ -27,11 +36,14 @@ RATE = "rate"  # [] int64: index of the share of visual tokens removed
 CACHED_KEY = "cached_key"  # [1, Hkv, P, D], of any layer
 CACHED_VALUE = "cached_value"  # [1, Hkv, P, D], of any layer
 CONTEXT_ROWS = "context_rows"  # rows up to the last visual token, int64
-IMAGE_IDS = "image_ids"  # [M] int64: 0 … M-1
+GRID_IDS = "grid_ids"  # [G] int64: 0 … G-1
+VISUAL_PLACES = (
+    "visual_places"  # int64 by slot: grid, row and column of a token, rows and columns of its grid
+)
 LOGITS = "logits"  # [1, V], of the last row
 PROBE_WEIGHTS = "probe_weights"  # [R, S] float32: probe row = weighted sum of the hidden states …
 PROBE_OFFSET = "probe_offset"  # [R, C] … plus this
-PROBE_POSITION_IDS = "probe_position_ids"  # [1, R] int64
+PROBE_POSITION_IDS = "probe_position_ids"  # [A, R] int64
 CLASS_FEATURES = "class_features"  # [M, C]: the class token at the feature layer, through the projector
 IMAGE_EMBEDS = "image_embeds"  # [M, E]: the picture in CLIP's shared space
 GUIDE_INPUT_IDS = "guide_input_ids"  # [Q, 77] int64: CLIP's tokens of the instruction, in chunks

@@ -18,7 +18,7 @@ from edgeprune.errors import CheckpointError, ParityError, PromptError, PruningE
 from edgeprune.export.check_pictures import check_pictures
 from edgeprune.export.external_data import WeightStore
 from edgeprune.export.parity import Prompt, StageCase, check_graph, record_cases
-from edgeprune.export.preprocessing import image_preprocessing_from_checkpoint
+from edgeprune.export.preprocessing import picture_preprocessing_from_checkpoint
 from edgeprune.export.prompt import prompt_format_from_checkpoint, tokenizer_json_from_checkpoint
 from edgeprune.export.trace import trace_stage
 from edgeprune.manifest import (
@@ -42,9 +42,11 @@ from edgeprune.prune.method import PruningMethod
 from edgeprune.prune.registry import methods_to_json
 from edgeprune.pruned_model import PrunedModel
 from edgeprune.runtimes.guide import GuideEncoder
-from edgeprune.runtimes.preprocessing import ImagePreprocessing
+from edgeprune.runtimes.pictures import PicturePreprocessing
+from edgeprune.runtimes.preprocessing_kinds import preprocessing_to_json
 from edgeprune.runtimes.prompt import PromptEncoder, PromptFormat
-from edgeprune.stages import SegmentStage, TensorSpec
+from edgeprune.stages import SegmentStage
+from edgeprune.tensor_spec import TensorSpec
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 OPSETS = range(20, 24)
@@ -104,7 +106,7 @@ def export(
         raise CheckpointError(f"opset {opset} is out of range, allowed: {OPSETS[0]} … {OPSETS[-1]}")
     folder, report = Path(checkpoint), progress or SilentProgress()
     config = read_config(folder)
-    preprocessing = image_preprocessing_from_checkpoint(folder)
+    preprocessing = picture_preprocessing_from_checkpoint(folder, str(config["model_type"]))
     prompt_format = prompt_format_from_checkpoint(folder, config)
     model = load_checkpoint(
         folder, methods=methods, clip=clip, dtype=DTYPES[dtype], fused_rotary=opset >= FUSED_OPSET
@@ -131,7 +133,7 @@ def export(
             probe=probe,
             rate=None if model.rate is None else RateEntry(model.rate.layer, model.rate.num_rates),
             graphs=graphs,
-            preprocessing=preprocessing.to_json(),
+            preprocessing=preprocessing_to_json(preprocessing),
             prompt=prompt_format.to_json(),
             tokenizer=file_entry(partial, tokenizer),
             parity=parity,
@@ -142,7 +144,7 @@ def export(
 
 def check_prompts(
     model: PrunedModel,
-    preprocessing: ImagePreprocessing,
+    preprocessing: PicturePreprocessing,
     prompt_format: PromptFormat,
     folder: Path,
     probe: ProbeEntry | None,
@@ -156,8 +158,12 @@ def check_prompts(
         guide = GuideEncoder(folder / GUIDE_TOKENIZER_FILE, probe.guide_context_length)
     prompts: list[Prompt] = []
     for count in (1, 2, 0):
+        prepared = preprocessing.prepare(pictures[:count], model.plan.geometry.grid) if count else None
+        tower = None if prepared is None else model.encode_pictures(prepared)
         try:
-            encoded = encoder.encode_chat(CHECK_QUESTION, [model.plan.tokens_per_image] * count)
+            encoded = encoder.encode_chat(
+                CHECK_QUESTION, () if tower is None else tower.rows.tokens_per_image
+            )
         except PromptError:
             # A short context may not hold two pictures; one it must.
             if count == 1:
@@ -167,7 +173,7 @@ def check_prompts(
             Prompt(
                 f"a prompt with {count or 'no'} picture{'s' * (count != 1)}, {encoded.token_ids.shape[0]} tokens",
                 encoded.token_ids,
-                preprocessing(pictures[:count]) if count else None,
+                prepared,
                 guide.encode(encoded.tail_text, encoded.tail_offsets)
                 if guide is not None and count
                 else None,
@@ -246,6 +252,7 @@ def _site_entries(model: PrunedModel) -> tuple[SiteEntry, ...]:
             layer=planned.site.cut.layer,
             before_mlp=planned.site.cut.before_mlp,
             keep_per_image=planned.site.keep_per_image,
+            keep_share=planned.site.keep_share,
             positions=planned.site.positions,
             recycled_per_image=planned.site.recycled_per_image,
             merged_per_image=planned.site.merged_per_image,
@@ -256,13 +263,16 @@ def _site_entries(model: PrunedModel) -> tuple[SiteEntry, ...]:
 
 def _geometry(model: PrunedModel) -> GeometryEntry:
     config, plan = model.model.config, model.plan
-    tower, decoder = config.vision.tower, config.decoder
-    pruner, tokens = plan.vision_pruner(), plan.geometry.num_patches
+    decoder, geometry, tower = config.decoder, plan.geometry, config.tower_shape
+    pruner, tokens = plan.vision_pruner(), geometry.num_patches
     vision_tokens: list[int] = []
-    for layer in range(config.feature_layer):
+    for layer in range(geometry.vision_layers):
         if pruner is not None and (kept := pruner.keep_after_attention(layer)) is not None:
             tokens = kept
-        vision_tokens.append(tokens + 1)
+        vision_tokens.append(tokens * geometry.patches_per_token + tower.class_tokens)
+    typical, entering = config.typical_picture, config.typical_picture.tokens
+    if plan.tokens_per_tile is not None:
+        entering = min(entering, typical.tiles * plan.tokens_per_tile + typical.inserted)
     return GeometryEntry(
         hidden_size=decoder.hidden_size,
         intermediate_size=decoder.intermediate_size,
@@ -272,12 +282,22 @@ def _geometry(model: PrunedModel) -> GeometryEntry:
         head_dim=decoder.head_dim,
         vocab_size=decoder.vocab_size,
         context_length=decoder.context_length,
-        grid=plan.geometry.grid,
-        tokens_per_image=plan.tokens_per_image,
+        positions=geometry.positions,
+        grid=geometry.grid,
+        tokens_per_tile=plan.tokens_per_tile,
+        typical_tiles=typical.tiles,
+        typical_tokens=typical.tokens,
+        tokens_per_image=entering,
         vision_hidden_size=tower.hidden_size,
         vision_intermediate_size=tower.intermediate_size,
-        vision_layers=config.feature_layer,
+        vision_mlp_matrices=tower.mlp_matrices,
+        vision_layers=geometry.vision_layers,
+        vision_class_tokens=tower.class_tokens,
+        vision_window=tower.window,
+        vision_global_layers=tower.global_layers,
         vision_tokens=tuple(vision_tokens),
+        patches_per_token=geometry.patches_per_token,
+        projector_sizes=tower.projector_sizes,
     )
 
 

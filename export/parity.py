@@ -15,6 +15,7 @@ from edgeprune.extras import require
 from edgeprune.manifest import ParityEntry
 from edgeprune.pruned_model import Prefill, PrunedModel
 from edgeprune.runtimes.guide import GuideInputs
+from edgeprune.runtimes.pictures import PreparedPictures
 from edgeprune.stages import Stage
 
 # Relative to the largest magnitude of the output (at least 1).
@@ -28,13 +29,13 @@ class Prompt:
     Attributes:
         description: What it is, for messages.
         token_ids: [S] int64, placeholders included.
-        pixel_values: [M, 3, height, width], None without pictures.
+        pictures: Preprocessed, None without pictures.
         guide: The instruction for CLIP, if the pruning needs it.
     """
 
     description: str
     token_ids: NDArray[np.int64]
-    pixel_values: NDArray[np.float32] | None
+    pictures: PreparedPictures | None
     guide: GuideInputs | None
 
 
@@ -62,7 +63,7 @@ def record_cases(
             cases.setdefault(stage.name, []).append(StageCase(description, dict(inputs), dict(outputs)))
 
     for index, prompt in enumerate(prompts):
-        prefill: Prefill = model.prefill(prompt.token_ids, prompt.pixel_values, prompt.guide, record=True)
+        prefill: Prefill = model.prefill(prompt.token_ids, prompt.pictures, prompt.guide, record=True)
         keep(f"prefill of {prompt.description}", prefill.record)
         if index == 0:
             logits = prefill.logits

@@ -1,10 +1,12 @@
 """The image processor settings of a Hugging Face checkpoint, as data for the bundle."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import BundleError, CheckpointError
+from edgeprune.runtimes.pictures import PicturePreprocessing
 from edgeprune.runtimes.preprocessing import RESAMPLING, ImagePreprocessing
 
 _CLIP_CLASSES = (
@@ -47,6 +49,19 @@ _INERT = {
 
 # Pillow's numbers, which checkpoints use.
 _RESAMPLE_NAMES = {int(filter_): name for name, filter_ in RESAMPLING.items()}
+
+
+def picture_preprocessing_from_checkpoint(path: Path, model_type: str) -> PicturePreprocessing:
+    """Read the image processor settings of a checkpoint.
+
+    Args:
+        path: The checkpoint's folder.
+        model_type: Its family.
+
+    Raises:
+        CheckpointError: There are no settings, they are for another processor, or an option is not supported.
+    """
+    return _READERS[model_type](path)
 
 
 def image_preprocessing_from_checkpoint(path: Path) -> ImagePreprocessing:
@@ -102,6 +117,11 @@ def _from_clip_settings(source: Path, settings: dict[str, Any]) -> ImagePreproce
         )
     except (BundleError, KeyError, TypeError) as error:
         raise CheckpointError(f"{source} does not describe a usable preprocessing: {error}") from error
+
+
+_READERS: dict[str, Callable[[Path], PicturePreprocessing]] = {
+    "llava": image_preprocessing_from_checkpoint,
+}
 
 
 def _per_channel(value: float | list[float]) -> Any:

@@ -9,7 +9,7 @@ from edgeprune.export.exporter import DTYPES, FUSED_OPSET, check_prompts, checkp
 from edgeprune.export.parity import check_graph, record_cases
 from edgeprune.manifest import ParityEntry
 from edgeprune.prune.registry import method_from_parameters
-from edgeprune.runtimes.preprocessing import ImagePreprocessing
+from edgeprune.runtimes.preprocessing_kinds import preprocessing_from_json
 from edgeprune.runtimes.prompt import PromptFormat
 
 
@@ -37,7 +37,7 @@ def compare_with_checkpoint(
     )
     prompts = check_prompts(
         model,
-        ImagePreprocessing.from_json(manifest.preprocessing),
+        preprocessing_from_json(manifest.preprocessing),
         PromptFormat.from_json(manifest.prompt),
         bundle.path,
         manifest.probe,

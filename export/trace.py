@@ -12,13 +12,17 @@ from torch import Tensor
 
 from edgeprune.export.operators import TRANSLATIONS, attach_functions, stable_sort
 from edgeprune.export.passes import fold_transposed_weights
-from edgeprune.stages import Stage, TensorSpec
+from edgeprune.stages import Stage
+from edgeprune.tensor_spec import TensorSpec
 
 # Sizes that stand for dynamic dimensions while tracing: all different, and neither 0 nor 1, which torch specialises.
 _EXAMPLE_SIZES = {
     "sequence": 19,
     "past": 7,
-    "images": 2,
+    "tiles": 2,
+    "patch_rows": 37,
+    "grids": 3,
+    "slots": 41,
     "visual_tokens": 11,
     "text_rows": 5,
     "context_rows": 13,

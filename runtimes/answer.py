@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from edgeprune.visual_layout import VisualLayout
+
 
 @dataclass(frozen=True)
 class SiteReport:
@@ -13,8 +15,8 @@ class SiteReport:
         place: Where it lies, in words.
         tokens_in: Visual tokens that entered it.
         kept: Visual tokens that left it.
-        indices: The kept tokens: picture · patches + row-major patch index, ascending. A merged token stands for
-            its cluster's centre.
+        indices: The slots of the kept tokens (:mod:`edgeprune.visual_layout`), ascending; where pictures are one tile
+            each, picture · patches + row-major patch index. A merged token stands for its cluster's centre.
         evictions: Where tokens go on being dropped while the answer is generated: (generated tokens, visual tokens
             left) at every drop.
     """
@@ -39,6 +41,8 @@ class Answer:
         sites: What every pruning site did; empty for a prompt without pictures.
         timings_ms: Milliseconds by stage; "total" is "time_to_first_token" and "decode", which are sums, too.
         decode_steps: Steps after prefill; the end token takes one, too.
+        visual: The visual tokens of the pictures, unpruned; None for a prompt without pictures.
+        entering: The slots of those that entered the decoder, ascending.
     """
 
     text: str
@@ -48,6 +52,8 @@ class Answer:
     sites: tuple[SiteReport, ...]
     timings_ms: dict[str, float]
     decode_steps: int
+    visual: VisualLayout | None = None
+    entering: tuple[int, ...] = ()
 
     @property
     def decode_tokens_per_second(self) -> float:

@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from edgeprune import tensor_names as names
 from edgeprune.manifest import Manifest
 from edgeprune.numbering import ORIGINAL, RENUMBERED, next_position, segment_numberings
+from edgeprune.positions import AXES, prompt_positions
 from edgeprune.runtimes.answer import SiteReport
 from edgeprune.runtimes.backend import Backend, DeviceTensor, Graph
 from edgeprune.runtimes.eviction import Eviction
 from edgeprune.runtimes.guide import GuideInputs
 from edgeprune.runtimes.kv_cache import SegmentCache
 from edgeprune.runtimes.layout import SequenceLayout
+from edgeprune.runtimes.pictures import PreparedPictures
+from edgeprune.visual_layout import FeatureRows, VisualLayout
 
 
 class Stopwatch:
@@ -48,10 +51,17 @@ class _Drop:
 
 @dataclass(frozen=True)
 class _CacheEviction:
-    """What dropping tokens while generating needs: the host's state, and the slots [S] that entered the site."""
+    """What dropping tokens while generating needs.
+
+    Attributes:
+        state: Which rows the caches hold.
+        visual_slots: [S] of the rows that entered the site.
+        first_position: Position of the first generated token.
+    """
 
     state: Eviction
     visual_slots: DeviceTensor
+    first_position: int
 
 
 @dataclass
@@ -60,7 +70,7 @@ class Sequence:
 
     Attributes:
         caches: One per segment.
-        position: Of the next token: the unpruned length plus the tokens generated so far.
+        position: Of the next token: behind the unpruned prompt and the tokens generated so far.
         drops: What the sites did, in order.
         eviction: What the caches behind the last site hold, if tokens go on being dropped.
     """
@@ -69,6 +79,21 @@ class Sequence:
     position: int
     drops: list[_Drop] = field(default_factory=list)
     eviction: _CacheEviction | None = None
+
+
+@dataclass(frozen=True)
+class TowerOutput:
+    """Pictures behind the vision tower.
+
+    Attributes:
+        layout: Their visual tokens, unpruned.
+        outputs: Of the graph "vision", by name.
+        rows: Which of them enter the decoder; the prompt needs as many placeholders.
+    """
+
+    layout: VisualLayout
+    outputs: Mapping[str, DeviceTensor]
+    rows: FeatureRows
 
 
 class GraphChain:
@@ -80,6 +105,7 @@ class GraphChain:
         self.graphs = dict(graphs)
         self.dtype = np.dtype(manifest.dtype)
         self._numberings = segment_numberings([site.positions for site in manifest.sites])
+        self._axes = AXES[manifest.geometry.positions]
         width = manifest.geometry.hidden_size
         # Text alone has no visual tokens; the embedding graph reads one row that no placeholder asks for.
         self._no_visual = {
@@ -88,13 +114,38 @@ class GraphChain:
         }
         self._no_probe = {
             names.PROBE_OFFSET: backend.upload(np.zeros((0, width), self.dtype)),
-            names.PROBE_POSITION_IDS: backend.upload(np.zeros((1, 0), np.int64)),
+            names.PROBE_POSITION_IDS: backend.upload(np.zeros((self._axes, 0), np.int64)),
         }
+
+    def encode_pictures(self, pictures: PreparedPictures, watch: Stopwatch) -> TowerOutput:
+        """Run the vision tower: says how many visual tokens each picture brings into the prompt."""
+        geometry = self.manifest.geometry
+        inputs = {}
+        for entry in self.manifest.graphs["vision"].inputs:
+            array = pictures.inputs[entry.name]
+            inputs[entry.name] = self.backend.upload(array.astype(np.dtype(entry.dtype), copy=False))
+        with watch.time("vision"):
+            outputs = self.graphs["vision"].run(inputs, {})
+            rows = pictures.layout.rows_beforehand(geometry.tokens_per_tile, geometry.num_patches)
+            counts = outputs.get(names.PATCH_COUNTS)
+            if rows is None or counts is not None:
+                # What is left depends on the pictures: the host has to look.
+                slots = self.backend.download(outputs[names.PATCH_SLOTS])
+                rows = pictures.layout.rows_of(
+                    slots, None if counts is None else self.backend.download(counts)
+                )
+        return TowerOutput(pictures.layout, outputs, rows)
+
+    def entering_slots(self, tower: TowerOutput) -> tuple[int, ...]:
+        """The slots of the visual tokens that enter the decoder, ascending."""
+        slots = self.backend.download(tower.outputs[names.PATCH_SLOTS])
+        rows = tower.rows.rows
+        return tuple(sorted(int(slot) for slot in np.where(rows < 0, -1 - rows, slots[np.maximum(rows, 0)])))
 
     def prefill(
         self,
         token_ids: NDArray[np.int64],
-        pixel_values: NDArray[np.float32] | None,
+        tower: TowerOutput | None,
         guide: GuideInputs | None,
         max_new_tokens: int,
         watch: Stopwatch,
@@ -102,25 +153,24 @@ class GraphChain:
         """Run a prompt; returns the logits [V] of its last row and the sequence.
 
         Shapes:
-            token_ids: [S], placeholders included; pixel_values: [M, 3, height, width].
+            token_ids: [S], placeholders included.
         """
-        num_images = 0 if pixel_values is None else int(pixel_values.shape[0])
         image_token = int(self.manifest.prompt["image_token_id"])
-        layout = SequenceLayout.from_token_ids(token_ids, image_token, num_images)
-        sequence = Sequence([], layout.num_rows)
-        visual: Mapping[str, DeviceTensor] = self._no_visual
-        if pixel_values is not None:
-            pixels = self.backend.upload(pixel_values.astype(self.dtype, copy=False))
-            with watch.time("vision"):
-                visual = self.graphs["vision"].run({names.PIXEL_VALUES: pixels}, {})
+        visual_layout = None if tower is None else tower.layout
+        layout = SequenceLayout.from_token_ids(token_ids, image_token, visual_layout)
+        positions = prompt_positions(
+            self.manifest.geometry.positions, token_ids == image_token, visual_layout
+        )
+        sequence = Sequence([], int(positions.max()) + 1)
+        visual = self._visual_tokens(tower, watch)
         with watch.time("embed"):
             state = self._embed(token_ids, visual)
-        state[names.POSITION_IDS] = self.backend.upload(np.arange(layout.num_rows, dtype=np.int64)[None])
+        state[names.POSITION_IDS] = self.backend.upload(positions)
         state[names.INPUTS_EMBEDS] = state[names.HIDDEN_STATES]
         state[names.PROMPT_SLOTS] = state[names.VISUAL_SLOTS]
         if self.manifest.probe is not None:
             with watch.time("guide"):
-                state.update(self._probe(layout, visual, state, guide))
+                state.update(self._probe(layout, positions, visual, state, guide))
         for index, segment in enumerate(self.manifest.segments):
             with watch.time(f"prefill.{segment.graph}"):
                 cache = self._new_cache(index, layout.num_rows + max_new_tokens)
@@ -129,21 +179,21 @@ class GraphChain:
             if names.LOGITS in outputs:
                 return self._logits(outputs, watch), sequence
             state[names.HIDDEN_STATES] = outputs[names.out(names.HIDDEN_STATES)]
-            if num_images:
+            if tower is not None:
                 layout = self._drop(index, layout, state, outputs, sequence, watch)
         raise AssertionError("the last segment gives logits")
 
     def decode(self, token_id: int, sequence: Sequence, watch: Stopwatch) -> NDArray[Any]:
         """Run one generated token; returns the logits [V]."""
         state = self._embed(np.array([token_id], np.int64), self._no_visual)
-        state[names.POSITION_IDS] = self.backend.upload(np.array([[sequence.position]], np.int64))
+        state[names.POSITION_IDS] = self._position(sequence.position)
         if self.manifest.probe is not None:
             state.update(self._no_probe)
             state[names.PROBE_WEIGHTS] = self.backend.upload(np.zeros((0, 1), np.float32))
         for index, cache in enumerate(sequence.caches):
             if self._numberings[index] == RENUMBERED:
                 position = next_position(RENUMBERED, sequence.position, cache.length)
-                state[names.POSITION_IDS] = self.backend.upload(np.array([[position]], np.int64))
+                state[names.POSITION_IDS] = self._position(position)
             outputs = self._run_segment(index, state, cache, 1)
             if names.LOGITS in outputs:
                 sequence.position += 1
@@ -164,6 +214,19 @@ class GraphChain:
             reports[-1] = replace(reports[-1], evictions=tuple(sequence.eviction.state.events))
         return tuple(reports)
 
+    def _position(self, position: int) -> DeviceTensor:
+        """Position ids of one row that stands behind the prompt."""
+        return self.backend.upload(np.full((self._axes, 1), position, np.int64))
+
+    def _visual_tokens(self, tower: TowerOutput | None, watch: Stopwatch) -> Mapping[str, DeviceTensor]:
+        """What the tower gave, projected, in the order of the prompt."""
+        if tower is None:
+            return self._no_visual
+        with watch.time("projector"):
+            available = {**tower.outputs, names.FEATURE_ROWS: self.backend.upload(tower.rows.rows)}
+            inputs = {e.name: available[e.name] for e in self.manifest.graphs["projector"].inputs}
+            return {**tower.outputs, **self.graphs["projector"].run(inputs, {})}
+
     def _embed(
         self, token_ids: NDArray[np.int64], visual: Mapping[str, DeviceTensor]
     ) -> dict[str, DeviceTensor]:
@@ -181,6 +244,7 @@ class GraphChain:
     def _probe(
         self,
         layout: SequenceLayout,
+        positions: NDArray[np.int64],
         visual: Mapping[str, DeviceTensor],
         state: Mapping[str, DeviceTensor],
         guide: GuideInputs | None,
@@ -190,7 +254,9 @@ class GraphChain:
             weights = self.backend.upload(np.zeros((0, layout.num_rows), np.float32))
             return {**self._no_probe, names.PROBE_WEIGHTS: weights}
         text_rows = layout.host_input(names.TEXT_ROWS)
-        position = {names.PROBE_POSITION_IDS: self.backend.upload(text_rows[None, :1])}
+        first = int(text_rows[0])
+        first_position = np.ascontiguousarray(positions[:, first : first + 1])
+        position = {names.PROBE_POSITION_IDS: self.backend.upload(first_position)}
         if guide is None:
             uniform = np.zeros((1, layout.num_rows), np.float32)
             uniform[0, text_rows] = 1 / layout.num_text_rows
@@ -253,17 +319,18 @@ class GraphChain:
                     tensor = self.backend.upload(layout.host_input(entry.name, site))
                 inputs[entry.name] = tensor
             chosen = self.graphs[site.graph].run(inputs, {})
-            if site.keep_per_image is None:
+            left = layout.visual_tokens_behind(site)
+            if left is None:
                 # The count depends on the picture: the one number that crosses to the host.
                 num_rows = int(self.backend.download(chosen[names.KEEP_COUNT]))
             else:
-                num_rows = layout.num_rows - layout.num_visual + site.keep_per_image * layout.num_images
+                num_rows = layout.num_rows - layout.num_visual + left
         with watch.time(f"gather.{site.graph}"):
             if self.manifest.rate is not None and names.VISUAL_RANKS in chosen:
                 rows = self.backend.download(chosen[names.KEEP_INDICES])[:num_rows]
                 ranks = self.backend.download(chosen[names.VISUAL_RANKS])[rows]
                 eviction = Eviction(ranks, layout.num_visual, self.manifest.rate.num_rates)
-                sequence.eviction = _CacheEviction(eviction, state[names.VISUAL_SLOTS])
+                sequence.eviction = _CacheEviction(eviction, state[names.VISUAL_SLOTS], sequence.position)
             # A site that merges tokens has appended rows to what travels on.
             state.update(
                 {name: chosen[names.extended(name)] for name in state if names.extended(name) in chosen}
@@ -275,7 +342,8 @@ class GraphChain:
             )
             state.update({name: gathered[names.out(name)] for name in carried if name != names.KEEP_INDICES})
         if site.positions != ORIGINAL:
-            state[names.POSITION_IDS] = self.backend.upload(np.arange(num_rows, dtype=np.int64)[None])
+            renumbered = np.tile(np.arange(num_rows, dtype=np.int64), (self._axes, 1))
+            state[names.POSITION_IDS] = self.backend.upload(renumbered)
         after = layout.keep(num_rows)
         sequence.drops.append(_Drop(layout.num_visual, after.num_visual, state[names.VISUAL_SLOTS]))
         return after
@@ -293,7 +361,7 @@ class GraphChain:
         with watch.time("rate"):
             rate = int(self.backend.download(self.graphs["rate"].run(inputs, {})[names.RATE]))
         later = sequence.caches[len(self.manifest.sites) :]
-        generated = sequence.position - eviction.visual_slots.shape[0] + 1
+        generated = sequence.position - eviction.first_position + 1
         rows = eviction.state.rows_to_keep(rate, later[0].length, generated)
         if rows is None:
             return

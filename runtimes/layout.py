@@ -4,12 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeprune import tensor_names as names
 from edgeprune.errors import PromptError
-
-Int64Array = NDArray[np.int64]
+from edgeprune.visual_layout import Int64Array, VisualLayout
 
 
 class SiteCounts(Protocol):
@@ -18,6 +16,10 @@ class SiteCounts(Protocol):
     @property
     def keep_per_image(self) -> int | None:
         """Visual tokens that leave the site, merged ones included."""
+
+    @property
+    def keep_share(self) -> float | None:
+        """The share of a picture's unpruned tokens that leaves the site instead."""
 
     @property
     def recycled_per_image(self) -> int:
@@ -37,35 +39,56 @@ class SequenceLayout:
     Attributes:
         num_rows: S.
         num_text_rows: T, rows after the last visual token.
-        num_images: M.
         num_visual: Visual tokens among the rows.
-        num_prompt_rows: Rows before anything was dropped.
+        num_prompt_rows: Rows before anything was dropped in the decoder.
+        visual: The unpruned visual tokens; None for a prompt without pictures.
     """
 
     num_rows: int
     num_text_rows: int
-    num_images: int
     num_visual: int
     num_prompt_rows: int
+    visual: VisualLayout | None
 
     @classmethod
-    def from_token_ids(cls, token_ids: Int64Array, image_token_id: int, num_images: int) -> "SequenceLayout":
-        """Read the layout of an unpruned sequence from its ids [S].
+    def from_token_ids(
+        cls, token_ids: Int64Array, image_token_id: int, visual: VisualLayout | None
+    ) -> "SequenceLayout":
+        """Read the layout of a prompt from its ids [S], placeholders included.
 
         Raises:
             PromptError: There are visual tokens but no text after the last one.
         """
-        visual = np.flatnonzero(token_ids == image_token_id)
+        rows = np.flatnonzero(token_ids == image_token_id)
         num_rows = int(token_ids.shape[0])
-        num_text_rows = num_rows - 1 - int(visual[-1]) if visual.size else num_rows
-        if visual.size and num_text_rows == 0:
+        num_text_rows = num_rows - 1 - int(rows[-1]) if rows.size else num_rows
+        if rows.size and num_text_rows == 0:
             raise PromptError("the prompt ends with a picture: put the question after the last picture")
-        return cls(num_rows, num_text_rows, num_images, int(visual.size), num_rows)
+        return cls(num_rows, num_text_rows, int(rows.size), num_rows, visual)
+
+    @property
+    def num_images(self) -> int:
+        """M."""
+        return 0 if self.visual is None else self.visual.num_images
 
     def keep(self, num_rows: int) -> "SequenceLayout":
         """The layout after a site that left ``num_rows`` rows."""
         dropped = self.num_rows - num_rows
         return replace(self, num_rows=num_rows, num_visual=self.num_visual - dropped)
+
+    def visual_tokens_behind(self, site: SiteCounts) -> int | None:
+        """Visual tokens that leave a site, merged ones included; None if it depends on what the pictures show."""
+        if self.visual is None:
+            return 0
+        if site.keep_per_image is not None:
+            wanted = site.keep_per_image * self.visual.num_images
+        elif site.keep_share is not None:
+            # The product is rounded first: 0.29 · 100 is 28.999999999999996.
+            counts = self.visual.tokens_per_image
+            wanted = sum(max(1, int(round(count * site.keep_share, 6))) for count in counts)
+        else:
+            return None
+        return min(wanted, self.num_visual)
 
     def host_input(self, name: str, site: SiteCounts | None = None) -> Int64Array:
         """An index tensor by name (:mod:`edgeprune.tensor_names`).
@@ -82,15 +105,18 @@ class SequenceLayout:
             return np.arange(first_text, self.num_rows, dtype=np.int64)
         if name == names.CONTEXT_ROWS:
             return np.arange(first_text, dtype=np.int64)
-        if name == names.IMAGE_IDS:
-            return np.arange(self.num_images, dtype=np.int64)
         if name == names.PROMPT_TEXT_ROWS:
             return np.arange(self.num_prompt_rows - self.num_text_rows, self.num_prompt_rows, dtype=np.int64)
+        if self.visual is not None and name == names.GRID_IDS:
+            return np.arange(len(self.visual.grids), dtype=np.int64)
+        if self.visual is not None and name == names.VISUAL_PLACES:
+            return self.visual.table
         if site is not None and name == names.RECYCLED_IDS:
             return np.arange(site.recycled_per_image * self.num_images, dtype=np.int64)
         if site is not None and name == names.MERGED_IDS:
             return np.arange(site.merged_per_image * self.num_images, dtype=np.int64)
-        if site is not None and name == names.NUM_KEEP and site.keep_per_image is not None:
-            chosen = site.keep_per_image - site.merged_per_image
-            return np.array(chosen * self.num_images, dtype=np.int64)
+        if site is not None and name == names.NUM_KEEP:
+            left = self.visual_tokens_behind(site)
+            if left is not None:
+                return np.array(left - site.merged_per_image * self.num_images, dtype=np.int64)
         raise KeyError(name)

@@ -4,16 +4,17 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from edgeprune.errors import PictureError
-from edgeprune.runtimes.preprocessing import ImagePreprocessing
+from edgeprune.visual_layout import VisualLayout
 
-Site = tuple[str, Sequence[int], int]
-"""A title, the kept indices into the grid (row by row), and how many visual tokens the site was given."""
+Site = tuple[str, Sequence[int]]
+"""A title, and the slots of the visual tokens that the site kept."""
 
 _MAX_PANELS_PER_ROW = 4
 _MIN_PANEL_WIDTH = 360
@@ -34,40 +35,70 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 def draw_overlay(
     picture: Image.Image,
-    preprocessing: ImagePreprocessing,
-    grid: tuple[int, int],
+    visual: VisualLayout,
+    image: int,
+    entering: Sequence[int],
     sites: Sequence[Site],
 ) -> Image.Image:
     """Draw the picture, then for each site the picture with its dropped patches darkened.
 
+    A picture that is seen as a whole and in tiles gets two panels per site.
+
     Args:
-        picture: As it was given to the model.
-        preprocessing: Says which part of the picture the model saw.
-        grid: (rows, columns) of visual tokens.
+        picture: In RGB, as the model saw it.
+        visual: Where the visual tokens of the prompt stand.
+        image: Which of the prompt's pictures this is.
+        entering: Slots of the visual tokens that entered the decoder.
         sites: In the order in which the model prunes.
 
     Raises:
-        PictureError: A kept index lies outside the grid.
+        PictureError: A kept slot lies outside the layout.
     """
-    rows, columns = grid
-    for title, kept, _ in sites:
-        if outside := [index for index in kept if not 0 <= index < rows * columns]:
-            raise PictureError(
-                f"{title} keeps index {outside[0]}, outside the grid of {rows} × {columns}: "
-                "draw with the grid of the bundle that pruned"
-            )
     width, height = picture.size
     scale = min(_PICTURE_BOX[0] / width, _PICTURE_BOX[1] / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-    clear = preprocessing.to_rgb(picture).resize(size, resample)
-    crop = preprocessing.crop_box_in_picture(width, height)
-    box = crop[0] * scale, crop[1] * scale, crop[2] * scale, crop[3] * scale
+    clear = picture.resize(size, resample)
+    own = [index for index, grid in enumerate(visual.grids) if grid.image == image]
+    views = {
+        " · overview": [index for index in own if visual.grids[index].overview],
+        "": [index for index in own if not visual.grids[index].overview],
+    }
 
     panels = [(f"picture · {width} by {height} pixels", clear)]
-    for title, kept, total in sites:
-        panels.append((f"{title} · {len(kept)} of {total} kept", _draw_site(clear, box, grid, kept)))
+    before = entering
+    for title, kept in sites:
+        if outside := [slot for slot in kept if not 0 <= slot < visual.places.shape[0]]:
+            raise PictureError(
+                f"{title} keeps slot {outside[0]}, outside the {visual.places.shape[0]} of the pictures: "
+                "draw with the layout of the prompt that was pruned"
+            )
+        for view, grids in views.items():
+            if not grids:
+                continue
+            here = [_places_on(visual, slots, grids) for slots in (kept, before)]
+            cells = [_cells(visual, index, here[0], scale) for index in grids]
+            panels.append(
+                (f"{title}{view} · {len(here[0])} of {len(here[1])} kept", _draw_cells(clear, cells))
+            )
+        before = kept
     return _arrange(panels)
+
+
+def _places_on(visual: VisualLayout, slots: Sequence[int], grids: Sequence[int]) -> NDArray[np.int64]:
+    """[K, 3]: grid, row and column of the slots that lie on some grids."""
+    places = visual.places[np.array(slots, np.int64)]
+    on_grids: NDArray[np.int64] = places[np.isin(places[:, 0], grids)]
+    return on_grids
+
+
+def _cells(visual: VisualLayout, index: int, places: NDArray[np.int64], scale: float) -> "_Cells":
+    grid = visual.grids[index]
+    keep = np.zeros((grid.rows, grid.columns), bool)
+    own = places[places[:, 0] == index]
+    keep[own[:, 1], own[:, 2]] = True
+    left, top, right, bottom = (edge * scale for edge in grid.box)
+    return _Cells(keep, np.linspace(left, right, grid.columns + 1), np.linspace(top, bottom, grid.rows + 1))
 
 
 def check_overlay_path(path: str | Path) -> None:
@@ -107,30 +138,31 @@ def save_overlay(image: Image.Image, path: str | Path) -> None:
         ) from error
 
 
-def _draw_site(
-    clear: Image.Image, box: tuple[float, float, float, float], grid: tuple[int, int], kept: Sequence[int]
-) -> Image.Image:
-    """``clear`` with the cells of ``grid`` over ``box`` darkened unless kept, and what is outside faded."""
-    rows, columns = grid
-    keep = np.zeros((rows, columns), bool)
-    keep.flat[list(kept)] = True
-    left, top, right, bottom = box
-    edges_x = np.linspace(left, right, columns + 1)
-    edges_y = np.linspace(top, bottom, rows + 1)
+class _Cells(NamedTuple):
+    """One grid on a panel: which cells are kept [rows, columns], and their edges in pixels."""
 
-    # The cell of each pixel of the panel; −1 and columns (or rows) are outside of the model's input.
-    column = np.searchsorted(edges_x, np.arange(clear.width) + 0.5, side="right") - 1
-    row = np.searchsorted(edges_y, np.arange(clear.height) + 0.5, side="right") - 1
-    seen = ((row >= 0) & (row < rows))[:, None] & ((column >= 0) & (column < columns))[None, :]
-    kept_pixel = keep[np.clip(row, 0, rows - 1)[:, None], np.clip(column, 0, columns - 1)[None, :]]
+    keep: NDArray[np.bool_]
+    edges_x: NDArray[np.float64]
+    edges_y: NDArray[np.float64]
 
+
+def _draw_cells(clear: Image.Image, grids: Sequence[_Cells]) -> Image.Image:
+    """``clear`` with the cells of grids darkened unless kept, and what is outside of all grids faded."""
     pixels = np.asarray(clear, np.float32)
     grey = np.asarray(clear.convert("L"), np.float32)[..., None]
-    unseen = grey + (255 - grey) * _UNSEEN_FADE
-    shown = np.where(kept_pixel[..., None], pixels, grey * _DROPPED_CONTRAST + _DROPPED_BLACK)
-    shown = np.where(seen[..., None], shown, unseen)
+    shown = grey + (255 - grey) * _UNSEEN_FADE
+    dark = grey * _DROPPED_CONTRAST + _DROPPED_BLACK
+    for keep, edges_x, edges_y in grids:
+        rows, columns = keep.shape
+        # The cell of each pixel of the panel; −1 and columns (or rows) are outside of the grid.
+        column = np.searchsorted(edges_x, np.arange(clear.width) + 0.5, side="right") - 1
+        row = np.searchsorted(edges_y, np.arange(clear.height) + 0.5, side="right") - 1
+        seen = ((row >= 0) & (row < rows))[:, None] & ((column >= 0) & (column < columns))[None, :]
+        kept = keep[np.clip(row, 0, rows - 1)[:, None], np.clip(column, 0, columns - 1)[None, :]]
+        shown = np.where(seen[..., None], np.where(kept[..., None], pixels, dark), shown)
     panel = Image.fromarray(np.clip(np.rint(shown), 0, 255).astype(np.uint8))
-    _draw_borders(panel, keep, edges_x, edges_y)
+    for keep, edges_x, edges_y in grids:
+        _draw_borders(panel, keep, edges_x, edges_y)
     return panel
 
 

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from edgeprune.errors import BundleError, PictureError
+from edgeprune.runtimes.pictures import PreparedPictures
+from edgeprune.tensor_names import PIXEL_VALUES
+from edgeprune.visual_layout import VisualGrid, VisualLayout
 
 PictureSource = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
@@ -202,6 +205,15 @@ class ImagePreprocessing:
         """All fields, as plain JSON."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    def prepare(self, images: Sequence[Image.Image], grid: tuple[int, int]) -> PreparedPictures:
+        """Pictures of one tile each; see :class:`edgeprune.runtimes.pictures.PicturePreprocessing`."""
+        rows, columns = grid
+        grids = [
+            VisualGrid(index, rows, columns, self.crop_box_in_picture(*image.size))
+            for index, image in enumerate(images)
+        ]
+        return PreparedPictures({PIXEL_VALUES: self(images)}, VisualLayout.of_whole_grids(grids))
 
     @property
     def input_size(self) -> tuple[int, int]:

@@ -7,15 +7,16 @@ from types import TracebackType
 from PIL import Image
 
 from edgeprune.bundle import Bundle
-from edgeprune.errors import BackendError
+from edgeprune.errors import BackendError, PictureError
 from edgeprune.runtimes.answer import Answer
 from edgeprune.runtimes.backend import Backend
-from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch
+from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch, TowerOutput
 from edgeprune.runtimes.guide import GuideEncoder, GuideInputs
 from edgeprune.runtimes.incremental_decoder import IncrementalDecoder
 from edgeprune.runtimes.onnxruntime_backend import OnnxRuntimeBackend
-from edgeprune.runtimes.overlay import Site, draw_overlay
-from edgeprune.runtimes.preprocessing import ImagePreprocessing, PictureSource, read_picture
+from edgeprune.runtimes.overlay import draw_overlay
+from edgeprune.runtimes.preprocessing import PictureSource, read_picture
+from edgeprune.runtimes.preprocessing_kinds import preprocessing_from_json
 from edgeprune.runtimes.prompt import EncodedPrompt, PromptEncoder, PromptFormat
 from edgeprune.runtimes.sampling import SamplingOptions, StopMatcher, TokenSampler
 
@@ -40,7 +41,7 @@ class Session:
         manifest = bundle.manifest
         self.bundle = bundle
         self.backend = backend
-        self.preprocessing = ImagePreprocessing.from_json(manifest.preprocessing)
+        self.preprocessing = preprocessing_from_json(manifest.preprocessing)
         self.prompts = PromptEncoder(PromptFormat.from_json(manifest.prompt), bundle.file(manifest.tokenizer))
         self._guide: GuideEncoder | None = None
         if manifest.probe is not None and manifest.probe.guide_tokenizer is not None:
@@ -104,16 +105,11 @@ class Session:
             answer: The answer about it.
             index: Which of the answer's pictures it is.
         """
-        rows, columns = self.bundle.manifest.geometry.grid
-        patches = rows * columns
-        first = index * patches
-        sites: list[Site] = []
-        tokens_in = self.bundle.manifest.geometry.tokens_per_image
-        for site in answer.sites:
-            kept = [slot - first for slot in site.indices if first <= slot < first + patches]
-            sites.append((f"{site.name} · {site.place}", kept, tokens_in))
-            tokens_in = len(kept)
-        return draw_overlay(read_picture(picture), self.preprocessing, (rows, columns), sites)
+        if answer.visual is None:
+            raise PictureError("the answer is about no picture: nothing was pruned that could be drawn")
+        sites = [(f"{site.name} · {site.place}", site.indices) for site in answer.sites]
+        shown = self.preprocessing.to_rgb(read_picture(picture))
+        return draw_overlay(shown, answer.visual, index, answer.entering, sites)
 
     def _generate(
         self, images: Sequence[PictureSource], prompt: str, options: SamplingOptions
@@ -123,15 +119,19 @@ class Session:
             raise BackendError("the session is closed: open the bundle again")
         watch = Stopwatch()
         with watch.time("time_to_first_token"):
-            with watch.time("preprocess"):
-                pixel_values = (
-                    self.preprocessing([read_picture(image) for image in images]) if images else None
-                )
+            # Before the pictures cost anything: is this a prompt?
+            self.prompts.render(prompt, len(images))
+            tower: TowerOutput | None = None
+            if images:
+                with watch.time("preprocess"):
+                    rows, columns = self.bundle.manifest.geometry.grid
+                    read = [read_picture(image) for image in images]
+                    pictures = self.preprocessing.prepare(read, (rows, columns))
+                tower = chain.encode_pictures(pictures, watch)
             with watch.time("tokenize"):
-                encoded, guide = self._encode(prompt, len(images), options.max_new_tokens)
-            logits, sequence = chain.prefill(
-                encoded.token_ids, pixel_values, guide, options.max_new_tokens, watch
-            )
+                per_image = () if tower is None else tower.rows.tokens_per_image
+                encoded, guide = self._encode(prompt, per_image, options.max_new_tokens)
+            logits, sequence = chain.prefill(encoded.token_ids, tower, guide, options.max_new_tokens, watch)
             sampler = TokenSampler(options)
             token = sampler(logits)
         detokenizer = IncrementalDecoder(self.prompts.tokenizer)
@@ -175,14 +175,15 @@ class Session:
             sites=chain.site_reports(sequence),
             timings_ms=watch.milliseconds,
             decode_steps=decode_steps,
+            visual=None if tower is None else tower.layout,
+            entering=() if tower is None else chain.entering_slots(tower),
         )
 
     def _encode(
-        self, prompt: str, num_images: int, max_new_tokens: int
+        self, prompt: str, tokens_per_image: Sequence[int], max_new_tokens: int
     ) -> tuple[EncodedPrompt, GuideInputs | None]:
-        tokens = [self.bundle.manifest.geometry.tokens_per_image] * num_images
-        encoded = self.prompts.encode_chat(prompt, tokens, max_new_tokens=max_new_tokens)
-        if self._guide is None or not num_images:
+        encoded = self.prompts.encode_chat(prompt, tokens_per_image, max_new_tokens=max_new_tokens)
+        if self._guide is None or not tokens_per_image:
             return encoded, None
         return encoded, self._guide.encode(encoded.tail_text, encoded.tail_offsets)
 

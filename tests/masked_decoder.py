@@ -9,6 +9,8 @@ import torch
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from edgeprune.runtimes.pictures import PreparedPictures
+
 
 class LayerInputs(NamedTuple):
     """What a dense layer computes before its attention.
@@ -36,20 +38,20 @@ class MaskedDecoder:
         self.decoder = self.model.model.language_model
 
     @torch.no_grad()
-    def embed(self, input_ids: np.ndarray, pixel_values: np.ndarray | None) -> torch.Tensor:
+    def embed(self, input_ids: np.ndarray, pictures: PreparedPictures | None) -> torch.Tensor:
         """The decoder's input embeddings [1, S, C], as transformers merges them."""
         seen: list[torch.Tensor] = []
         hook = self.decoder.register_forward_pre_hook(
             lambda _module, _args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
         )
-        self.logits(input_ids, pixel_values)
+        self.logits(input_ids, pictures)
         hook.remove()
         return seen[0]
 
     @torch.no_grad()
-    def logits(self, input_ids: np.ndarray, pixel_values: np.ndarray | None) -> torch.Tensor:
+    def logits(self, input_ids: np.ndarray, pictures: PreparedPictures | None) -> torch.Tensor:
         """Unpruned logits [S, V]."""
-        pixels = {} if pixel_values is None else {"pixel_values": torch.from_numpy(pixel_values)}
+        pixels = {} if pictures is None else {"pixel_values": torch.from_numpy(pictures.pixel_values)}
         return self.model(input_ids=torch.from_numpy(input_ids)[None], use_cache=False, **pixels).logits[0]
 
     @torch.no_grad()

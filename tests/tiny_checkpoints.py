@@ -29,6 +29,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from edgeprune.runtimes.pictures import PreparedPictures
+from edgeprune.visual_layout import VisualGrid, VisualLayout
+
 try:
     from transformers import CLIPImageProcessorPil as ImageProcessor
 except ImportError:
@@ -252,8 +255,8 @@ def random_prompt(
     between: int = 3,
     suffix: int = 7,
     seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Token ids [S] with pictures among random text, and the pictures [M, 3, side, side] (None without)."""
+) -> tuple[np.ndarray, PreparedPictures | None]:
+    """Token ids [S] with pictures among random text, and the pictures (None without)."""
     rng = np.random.default_rng(seed)
     count = spec.num_patches if tokens_per_image is None else tokens_per_image
 
@@ -266,7 +269,15 @@ def random_prompt(
         ids += (text(between) if image else []) + [IMAGE_TOKEN_ID] * count
     ids += text(suffix)
     pixels = rng.standard_normal((num_images, 3, spec.image_size, spec.image_size)).astype(np.float32)
-    return np.array(ids, dtype=np.int64), pixels if num_images else None
+    return np.array(ids, dtype=np.int64), whole_pictures(pixels, spec) if num_images else None
+
+
+def whole_pictures(pixel_values: np.ndarray, spec: TinyLlava = TINY) -> PreparedPictures:
+    """Pixels [M, 3, side, side] of pictures of one tile each."""
+    rows = spec.image_size // spec.patch_size
+    box = (0.0, 0.0, float(spec.image_size), float(spec.image_size))
+    grids = [VisualGrid(image, rows, rows, box) for image in range(len(pixel_values))]
+    return PreparedPictures({"pixel_values": pixel_values}, VisualLayout.of_whole_grids(grids))
 
 
 def llava_tokenizer(vocab_size: int = 320) -> PreTrainedTokenizerFast:

@@ -265,10 +265,16 @@ class VisionPruner(Protocol):
 
 
 def keep_patches(tokens: TowerTokens, keep: Tensor) -> TowerTokens:
-    """The class token and some patch tokens, [M, K] int64 counted without the class token."""
-    patches = tokens.hidden[:, 1:].gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.hidden.shape[-1]))
-    hidden = torch.cat((tokens.hidden[:, :1], patches), dim=1)
-    return TowerTokens(hidden, tokens.slots.gather(1, keep))
+    """The class token and some patch tokens, [M, K] int64 counted without the class token.
+
+    Where several patches become one visual token, they stand together and are kept together: ``keep`` counts tokens.
+    """
+    num_tiles, num_rows, width = tokens.hidden.shape
+    together = (num_rows - 1) // tokens.slots.shape[1]
+    groups = tokens.hidden[:, 1:].reshape(num_tiles, tokens.slots.shape[1], together * width)
+    kept = groups.gather(1, keep.unsqueeze(-1).expand(-1, -1, together * width))
+    patches = kept.reshape(num_tiles, keep.shape[1] * together, width)
+    return TowerTokens(torch.cat((tokens.hidden[:, :1], patches), dim=1), tokens.slots.gather(1, keep))
 
 
 class VisionOutput(NamedTuple):
@@ -278,11 +284,40 @@ class VisionOutput(NamedTuple):
         hidden: [M, 1 + K, C] at the feature layer, the class token first.
         slots: [M, K] int64, each patch token's position in the original grid, row-major.
         pooled: [M, C], the class token after the last layer and the final norm; None unless asked for.
+        attention: The attention block of the last layer that ran; None if none did.
     """
 
     hidden: Tensor
     slots: Tensor
     pooled: Tensor | None
+    attention: TowerAttention | None
+
+
+class FeatureTokens(NamedTuple):
+    """Patch tokens between tower and projector.
+
+    Shapes:
+        features: [M, K, C].
+        slots: [M, K] int64, positions in the original grid; of a merged token, one that it was merged from.
+        counts: [M] int64, how many of the K are tokens, the first ones; None = all.
+    """
+
+    features: Tensor
+    slots: Tensor
+    counts: Tensor | None
+
+
+class FeaturePruner(Protocol):
+    """What a method that prunes between vision tower and projector offers.
+
+    Attributes:
+        counted: Whether the number of tokens depends on the picture, so that ``counts`` is given.
+    """
+
+    counted: bool
+
+    def prune_features(self, vision: VisionOutput) -> FeatureTokens:
+        """Drop or merge patch tokens."""
 
 
 class ClipVisionTower(nn.Module):
@@ -321,6 +356,7 @@ class ClipVisionTower(nn.Module):
         slots = torch.arange(rows * columns, device=hidden.device).expand(hidden.shape[0], -1)
         tokens = TowerTokens(hidden, slots)
         history: list[TowerAttention] = []
+        attention: TowerAttention | None = None
         for index in range(num_feature_layers):
             layer = self.encoder.layer(index)
             attention = layer.attention(tokens.hidden, sizes=tokens.sizes)
@@ -331,12 +367,12 @@ class ClipVisionTower(nn.Module):
                 history = []
             tokens = tokens._replace(hidden=layer.feed_forward(tokens.hidden))
         if not pooled:
-            return VisionOutput(tokens.hidden, tokens.slots, None)
+            return VisionOutput(tokens.hidden, tokens.slots, None, attention)
         last = tokens.hidden
         for index in range(num_feature_layers, self.config.tower.num_layers):
             layer = self.encoder.layer(index)
             last = layer.feed_forward(layer.attention(last, sizes=tokens.sizes).hidden)
-        return VisionOutput(tokens.hidden, tokens.slots, self.post_layernorm(last[:, 0]))
+        return VisionOutput(tokens.hidden, tokens.slots, self.post_layernorm(last[:, 0]), attention)
 
 
 class ClipTextEmbeddings(nn.Module):

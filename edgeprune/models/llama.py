@@ -1,4 +1,4 @@
-"""The Llama/Vicuna decoder: the torch reference, cut into half-layers so that tokens can be dropped between them.
+"""Decoders of Llama's shape (Vicuna, Mistral, Qwen2): the torch reference, cut into half-layers to prune between.
 
 A decoder layer is two blocks, ``attention`` (norm, self-attention, residual) and ``mlp`` (norm, gated MLP, residual).
 A pruning site lies before a layer's attention or between its attention and its MLP; :class:`Cut` names such a place.
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from edgeprune.errors import CheckpointError, PruningError
 from edgeprune.models.config_fields import read_field, require_choice
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -36,9 +38,12 @@ class LlamaConfig:
         rms_norm_eps: Epsilon of the RMS norms.
         rope_theta: Base of the rotary embedding.
         rope_factor: Linear scaling: positions are divided by it.
-        attention_bias: Whether q/k/v/o projections have a bias.
+        attention_bias: Whether q/k/v projections have a bias.
+        output_bias: Whether the o projection has one.
         mlp_bias: Whether the MLP projections have a bias.
         tie_word_embeddings: Whether the head uses the embedding matrix.
+        mrope_section: How many frequencies turn with each of several position ids of a row (M-RoPE, Qwen2-VL);
+            empty = a row has one.
     """
 
     hidden_size: int
@@ -53,8 +58,10 @@ class LlamaConfig:
     rope_theta: float
     rope_factor: float
     attention_bias: bool
+    output_bias: bool
     mlp_bias: bool
     tie_word_embeddings: bool
+    mrope_section: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size"):
@@ -64,6 +71,11 @@ class LlamaConfig:
             raise CheckpointError(
                 f"text_config: {self.num_heads} attention heads cannot share {self.num_kv_heads} key/value heads"
             )
+        if self.mrope_section and sum(self.mrope_section) != self.head_dim // 2:
+            raise CheckpointError(
+                f"text_config: 'mrope_section' {list(self.mrope_section)} does not add up to half of the "
+                f"head width {self.head_dim}"
+            )
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any], *, tie_word_embeddings: bool) -> "LlamaConfig":
@@ -72,11 +84,16 @@ class LlamaConfig:
         Raises:
             CheckpointError: A field is missing or a variant is not supported.
         """
+        model_type = require_choice(config, "model_type", MODEL_TYPES, "llama")
+        qwen = model_type.startswith("qwen2")
         require_choice(config, "hidden_act", ("silu",), "silu")
+        _refuse_sliding_window(config, model_type)
         hidden_size = read_field(config, "hidden_size", int, 4096)
         num_heads = read_field(config, "num_attention_heads", int, 32)
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         rope_type = str(rope.get("rope_type", rope.get("type", "default")))
+        # Before transformers 5, "mrope" stood for the default with several position ids.
+        rope_type = "default" if rope_type == "mrope" else rope_type
         if rope_type not in ("default", "linear"):
             raise CheckpointError(
                 f"text_config: rope_type '{rope_type}' is not supported (default, linear are)"
@@ -94,9 +111,22 @@ class LlamaConfig:
             rms_norm_eps=read_field(config, "rms_norm_eps", float, 1e-6),
             rope_theta=10000.0 if theta is None else float(theta),
             rope_factor=float(rope.get("factor", 1.0)) if rope_type == "linear" else 1.0,
-            attention_bias=read_field(config, "attention_bias", bool, False),
+            attention_bias=qwen or read_field(config, "attention_bias", bool, False),
+            output_bias=not qwen and read_field(config, "attention_bias", bool, False),
             mlp_bias=read_field(config, "mlp_bias", bool, False),
             tie_word_embeddings=tie_word_embeddings,
+            mrope_section=tuple(int(size) for size in rope.get("mrope_section") or ()),
+        )
+
+
+def _refuse_sliding_window(config: Mapping[str, Any], model_type: str) -> None:
+    """Mistral's and Qwen2's attention may be cut to a window; the checkpoints of our families do not ask for it."""
+    mistral = model_type == "mistral"
+    # What MistralConfig assumes where the field is missing.
+    window = config.get("sliding_window", 4096 if mistral else None)
+    if window is not None and (mistral or config.get("use_sliding_window", False)):
+        raise CheckpointError(
+            f"text_config: 'sliding_window' is {window}, supported: null (attention to all rows)"
         )
 
 
@@ -207,7 +237,7 @@ class LlamaAttention(nn.Module):
         self.q_proj = nn.Linear(width, config.num_heads * config.head_dim, bias=bias)
         self.k_proj = nn.Linear(width, config.num_kv_heads * config.head_dim, bias=bias)
         self.v_proj = nn.Linear(width, config.num_kv_heads * config.head_dim, bias=bias)
-        self.o_proj = nn.Linear(config.num_heads * config.head_dim, width, bias=bias)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, width, bias=config.output_bias)
 
     def split_heads(self, x: Tensor, num_heads: int) -> Tensor:
         """[B, S, H·D] → [B, H, S, D]."""
@@ -319,7 +349,11 @@ class LlamaDecoder(nn.Module):
 def rotary_angles(
     config: LlamaConfig, position_ids: Tensor, dtype: torch.dtype, *, fused: bool = False
 ) -> RotaryAngles:
-    """Cosines and sines [B, S, D/2] of int64 positions [B, S], computed in float32 and cast to ``dtype``."""
+    """Cosines and sines [B, S, D/2], computed in float32 and cast to ``dtype``.
+
+    Shapes:
+        position_ids: [B, S] int64; with M-RoPE, the [A, S] position ids of one sequence, B = 1.
+    """
     half = config.head_dim // 2
     exponents = [2 * index / config.head_dim for index in range(half)]
     inverse = torch.tensor(
@@ -328,6 +362,9 @@ def rotary_angles(
         device=position_ids.device,
     )
     angles = position_ids.unsqueeze(-1).to(torch.float32) * inverse
+    if config.mrope_section:
+        parts = torch.split(angles, list(config.mrope_section), dim=-1)
+        angles = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1).unsqueeze(0)
     return RotaryAngles(angles.cos().to(dtype), angles.sin().to(dtype), fused)
 
 

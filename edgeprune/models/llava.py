@@ -2,17 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeprune.errors import CheckpointError
-from edgeprune.models.clip import ClipVisionConfig, ClipVisionTower, VisionPruner
+from edgeprune.models.clip import (
+    ClipVisionConfig,
+    ClipVisionTower,
+    FeaturePruner,
+    FeatureTokens,
+    VisionPruner,
+)
 from edgeprune.models.config_fields import read_field, require_choice
-from edgeprune.models.llama import LlamaConfig, LlamaDecoder
+from edgeprune.models.llama import LlamaConfig
+from edgeprune.models.vision_language import TowerFeatures, TowerShape, TypicalPicture, VisionLanguageModel
 from edgeprune.prune.method import ModelGeometry
+from edgeprune.tensor_names import PIXEL_VALUES
+from edgeprune.tensor_spec import TensorSpec
 
 MODEL_TYPE = "llava"
 
@@ -47,7 +55,6 @@ class LlavaConfig:
             raise CheckpointError(
                 "config.json lacks 'text_config' or 'vision_config': is this a LLaVA checkpoint?"
             )
-        require_choice(text, "model_type", ("llama",), "llama")
         require_choice(config, "projector_hidden_act", ("gelu",), "gelu")
         # "full" would feed the class token to the decoder as one more visual token without a grid position.
         require_choice(config, "vision_feature_select_strategy", ("default",), "default")
@@ -83,21 +90,29 @@ class LlavaConfig:
             has_class_token=True,
         )
 
+    @property
+    def feature_size(self) -> int:
+        """Width of a patch behind the tower."""
+        return self.vision.tower.hidden_size
 
-class PictureTokens(NamedTuple):
-    """Pictures as visual tokens.
+    @property
+    def tower_shape(self) -> TowerShape:
+        """The vision tower's sizes."""
+        width = self.vision.tower.hidden_size
+        return TowerShape(
+            hidden_size=width,
+            intermediate_size=self.vision.tower.intermediate_size,
+            mlp_matrices=2,
+            class_tokens=1,
+            window=0,
+            global_layers=(),
+            projector_sizes=(width, self.decoder.hidden_size, self.decoder.hidden_size),
+        )
 
-    Shapes:
-        features: [M, K, C] after the projector.
-        slots: [M, K] int64, positions in the picture's grid.
-        class_features: [M, C], the class token at the feature layer through the projector.
-        pooled: [M, Cv], the tower's final class token, or None.
-    """
-
-    features: Tensor
-    slots: Tensor
-    class_features: Tensor
-    pooled: Tensor | None
+    @property
+    def typical_picture(self) -> TypicalPicture:
+        """Every picture is one tile."""
+        return TypicalPicture(tiles=1, tokens=self.geometry.num_patches)
 
 
 class LlavaProjector(nn.Module):
@@ -115,70 +130,44 @@ class LlavaProjector(nn.Module):
         return out
 
 
-class LlavaModel(nn.Module):
-    """The whole model, unpruned; parameter names follow Hugging Face without the ``model.`` prefixes."""
+class LlavaModel(VisionLanguageModel):
+    """The whole model, unpruned."""
+
+    config: LlavaConfig
 
     def __init__(self, config: LlavaConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
+        side = config.vision.image_size
+        self.vision_inputs = (TensorSpec(PIXEL_VALUES, "model", ("tiles", 3, side, side)),)
         self.vision_tower = ClipVisionTower(config.vision)
         self.multi_modal_projector = LlavaProjector(config)
-        self.language_model = LlamaDecoder(config.decoder)
-        self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
-        if config.decoder.tie_word_embeddings:
-            self.lm_head.weight = self.language_model.embed_tokens.weight
 
-    def encode_pictures(
+    @property
+    def clip_tower(self) -> ClipVisionTower:
+        """The vision tower."""
+        return self.vision_tower
+
+    def encode(
         self,
-        pixel_values: Tensor,
+        inputs: Mapping[str, Tensor],
         *,
         pruner: VisionPruner | None = None,
-        projector_slots: tuple[int, ...] | None = None,
+        feature_pruner: FeaturePruner | None = None,
         pooled: bool = False,
-    ) -> PictureTokens:
-        """Turn pictures into visual tokens.
-
-        Shapes:
-            pixel_values: [M, 3, height, width].
-
-        Args:
-            pixel_values: Preprocessed pictures.
-            pruner: Drops tokens inside the tower.
-            projector_slots: The patches that enter the projector, if not all.
-            pooled: Whether the tower's final class token is wanted.
-        """
+    ) -> TowerFeatures:
+        """Turn pictures [T, 3, height, width] into patch features."""
         vision = self.vision_tower(
-            pixel_values, num_feature_layers=self.config.feature_layer, pruner=pruner, pooled=pooled
+            inputs[PIXEL_VALUES],
+            num_feature_layers=self.config.feature_layer,
+            pruner=pruner,
+            pooled=pooled,
         )
-        patches, slots = vision.hidden[:, 1:], vision.slots
-        if projector_slots is not None:
-            chosen = torch.tensor(projector_slots, dtype=torch.int64, device=slots.device)
-            patches, slots = patches.index_select(1, chosen), slots.index_select(1, chosen)
-        return PictureTokens(
-            features=self.multi_modal_projector(patches),
-            slots=slots,
-            class_features=self.multi_modal_projector(vision.hidden[:, 0]),
-            pooled=vision.pooled,
-        )
+        tokens = FeatureTokens(vision.hidden[:, 1:], vision.slots, None)
+        if feature_pruner is not None:
+            tokens = feature_pruner.prune_features(vision)
+        return TowerFeatures(tokens.features, tokens.slots, tokens.counts, vision.hidden[:, 0], vision.pooled)
 
-    def embed(self, input_ids: Tensor, image_features: Tensor, image_slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Token embeddings with the visual tokens in the place of their placeholders.
-
-        Shapes:
-            input_ids: [1, S] int64; image_features: [N, C]; image_slots: [N] int64.
-            returns: hidden states [1, S, C] and visual slots [S] int64 (-1 for text).
-
-        The placeholders are found in the ids; the n-th takes the n-th visual token.
-        """
-        is_visual = input_ids == self.config.image_token_id
-        order = (is_visual.to(torch.int64).cumsum(dim=1) - 1).clamp(min=0)
-        # Placeholders are counted by the caller; rows of text read row 0 and throw it away.
-        visual = image_features[order[0]].unsqueeze(0)
-        text = self.language_model.embed_tokens(input_ids)
-        hidden = torch.where(is_visual.unsqueeze(-1), visual, text)
-        return hidden, torch.where(is_visual[0], image_slots[order[0]], -1)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Final norm and head: [B, S, C] → [B, S, V]."""
-        logits: Tensor = self.lm_head(self.language_model.norm(hidden))
-        return logits
+    def project(self, features: Tensor) -> Tensor:
+        """[…, Cv] → […, C]."""
+        projected: Tensor = self.multi_modal_projector(features)
+        return projected

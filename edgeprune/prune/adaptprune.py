@@ -12,7 +12,8 @@ Where paper and code differ, or both are silent:
     and rotary embedding. ``key_source`` "normed" applies the layer's norm first, as the layer itself does.
   * The code may choose a token twice where all scores have become zero; the paper says "highest-scoring token that
     hasn't yet been chosen", and so does this. Everything is computed in float32.
-  * Suppression does not cross pictures (paper, supplement A); their tokens compete for one budget.
+  * Suppression does not cross grids, pictures or tiles of them (paper, supplement A); their tokens compete for one
+    budget.
   * Grids other than 24 × 24: the Gaussian's σ is half the grid on each axis.
 """
 
@@ -36,9 +37,12 @@ from edgeprune.prune.method import (
     SiteSelector,
     check_layers_increase,
 )
-from edgeprune.prune.token_budget import check_budget, tokens_to_keep
+from edgeprune.prune.token_budget import check_budget, site_budget
 
 KEY_SOURCES = ("upstream", "normed")
+
+# More rows than any grid has.
+_TALLEST_GRID = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class AdaptPrune(PruningMethod):
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse a layer that the decoder does not have, or more tokens than there are."""
         check_layers_increase(self.name, [self.layer], geometry)
-        self._keep(geometry)
+        site_budget(self.name, self.keep, self.keep_ratio, geometry)
 
     def decoder_sites(self, geometry: ModelGeometry) -> tuple[DecoderSite, ...]:
         """The site before layer K."""
@@ -96,8 +100,8 @@ class AdaptPrune(PruningMethod):
                     tensor_names.present_key(self.layer - 1),
                     tensor_names.out(tensor_names.HIDDEN_STATES),
                 ),
-                host_inputs=(tensor_names.NUM_KEEP,),
-                keep_per_image=self._keep(geometry),
+                host_inputs=(tensor_names.NUM_KEEP, tensor_names.VISUAL_PLACES),
+                **site_budget(self.name, self.keep, self.keep_ratio, geometry)._asdict(),
             ),
         )
 
@@ -105,11 +109,8 @@ class AdaptPrune(PruningMethod):
         self, site: int, geometry: ModelGeometry, weights: Mapping[str, Tensor], decoder: LlamaDecoder
     ) -> "AdaptPruneSelector":
         """The scoring and selecting module before layer K."""
-        del site, weights
-        return AdaptPruneSelector(self, geometry, decoder)
-
-    def _keep(self, geometry: ModelGeometry) -> int:
-        return tokens_to_keep(self.name, self.keep, self.keep_ratio, geometry.num_patches)
+        del site, geometry, weights
+        return AdaptPruneSelector(self, decoder)
 
 
 def nearness_table(max_distance: float, sigma: float) -> Tensor:
@@ -118,33 +119,33 @@ def nearness_table(max_distance: float, sigma: float) -> Tensor:
     return torch.cat((torch.exp(-squared / (2 * sigma**2)), torch.zeros(1))).to(torch.float32)
 
 
-def centre_weights(grid: tuple[int, int]) -> Tensor:
-    """The Gaussian round the middle of the grid, largest value 1, [N0] float32 (σ = half the grid)."""
+def centre_weights(places: Tensor) -> Tensor:
+    """The Gaussian round the middle of a grid, largest value 1, [N] float32 (σ = half the grid).
 
-    def along(size: int) -> Tensor:
-        half = size / 2
-        offsets = torch.linspace(-half, half, size) if size > 1 else torch.zeros(1)
-        return torch.exp(-(offsets**2) / (2 * half**2))
+    Shapes:
+        places: [N, 5] int64: grid, row, column, rows and columns of the grid.
+    """
 
-    weights = torch.outer(along(grid[0]), along(grid[1]))
-    return (weights / weights.max()).flatten()
+    def exponent(index: Tensor, size: Tensor) -> Tensor:
+        # In half steps from the middle, whole numbers: mirrored positions get the very same weight.
+        half_steps = 2 * index - (size - 1)
+        nearest = 1 - size % 2
+        return (nearest - half_steps * half_steps).float() / (2 * (size - 1).clamp(min=1).square()).float()
+
+    return torch.exp(exponent(places[:, 1], places[:, 3]) + exponent(places[:, 2], places[:, 4]))
 
 
 class AdaptPruneSelector(SiteSelector):
     """Attention of the last row, lowered at the borders, and soft non-maximum suppression."""
 
-    centre: Tensor
     nearness: Tensor
 
-    def __init__(self, method: AdaptPrune, geometry: ModelGeometry, decoder: LlamaDecoder) -> None:
+    def __init__(self, method: AdaptPrune, decoder: LlamaDecoder) -> None:
         super().__init__()
         self.method = method
-        self.grid = geometry.grid
-        self.num_patches = geometry.num_patches
         layer = decoder.layer(method.layer)
         self.key_proj = layer.self_attn.k_proj
         self.norm: nn.Module = layer.input_layernorm if method.key_source == "normed" else nn.Identity()
-        self.register_buffer("centre", centre_weights(geometry.grid), persistent=False)
         nearness = nearness_table(method.max_distance, method.distance_sigma)
         self.register_buffer("nearness", nearness, persistent=False)
 
@@ -155,24 +156,16 @@ class AdaptPruneSelector(SiteSelector):
         attention = last_row_attention(
             inputs[tensor_names.query(layer)], inputs[tensor_names.present_key(layer)]
         )
-        slot = visual_slots.clamp(min=0)
-        scores = attention * self.centre[slot % self.num_patches]
+        places = inputs[tensor_names.VISUAL_PLACES].index_select(0, visual_slots.clamp(min=0))
         keys = self.key_proj(self.norm(inputs[tensor_names.out(tensor_names.HIDDEN_STATES)]))[0]
+        # Grids lie below each other, out of each other's reach.
+        row = places[:, 1] + places[:, 0] * (_TALLEST_GRID + math.ceil(self.method.max_distance))
         return select_by_soft_nms(
-            scores.unsqueeze(0),
+            (attention * centre_weights(places)).unsqueeze(0),
             inputs[tensor_names.NUM_KEEP],
             visual_slots >= 0,
             keys.float(),
-            self._places(slot),
+            torch.stack((row, places[:, 2]), dim=1),
             self.nearness,
             similarity_sigma=self.method.similarity_sigma,
         )
-
-    def _places(self, slot: Tensor) -> Tensor:
-        """Row and column of each slot, [S, 2]; pictures lie below each other, out of each other's reach."""
-        rows, columns = self.grid
-        picture = torch.div(slot, self.num_patches, rounding_mode="floor")
-        patch = slot % self.num_patches
-        step = rows + math.ceil(self.method.max_distance)
-        row = torch.div(patch, columns, rounding_mode="floor") + picture * step
-        return torch.stack((row, patch % columns), dim=1)

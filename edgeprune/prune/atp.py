@@ -3,12 +3,13 @@
 Ye et al., "ATP-LLaVA: Adaptive Token Pruning for Large Vision Language Models" (CVPR 2025), §3.3.
 Before layer i, visual tokens are scored by the attention of layer i-1 and kept if either score passes its threshold:
 the redundant score S_red = (S_self + S_cross)/2 > θ_r, or the spatial score S_spatial > θ_s. The thresholds are
-predicted from the scores, per picture and site, so the number of kept tokens depends on the input.
+predicted from the scores, per grid of tokens and site, so the number of kept tokens depends on the input.
 
 No code of the authors is public. Where the paper is silent:
-  * S_self(n) is the column mean of the logits over the visual queries of the same picture (Eq. 3 with the argument
+  * S_self(n) is the column mean of the logits over the visual queries of the same grid (Eq. 3 with the argument
     order of Eq. 4), computed as mean(q)·k_n/√d, which is the same number.
-  * Scores are averaged over heads. θ is a property of a picture, so with several pictures each has its own.
+  * Scores are averaged over heads. θ is a property of a grid: a picture, or a tile where a family cuts pictures into
+    tiles. Where grids differ in size, scores are averaged into the cells of the grid that the heads were made for.
   * Eq. 3 averages unbounded logits with probabilities of about 1/L and compares them with θ in (0, 1).
     ``self_norm`` and ``cross_norm`` say what is done about it; "none" is the equation as written.
   * The grids of the spatial score are nested strides (2, 4, 8); a token takes the highest score of the grids that
@@ -98,7 +99,7 @@ class Atp(PruningMethod):
             DecoderSite(
                 cut=Cut(layer),
                 reads=(tensor_names.query(layer - 1), tensor_names.present_key(layer - 1)),
-                host_inputs=(tensor_names.TEXT_ROWS, tensor_names.IMAGE_IDS),
+                host_inputs=(tensor_names.TEXT_ROWS, tensor_names.GRID_IDS, tensor_names.VISUAL_PLACES),
                 keep_per_image=None,
             )
             for layer in self.layers
@@ -178,18 +179,30 @@ class AtpScores(NamedTuple):
         return self.self_weight * self.self_score + (1 - self.self_weight) * self.cross_score
 
 
-def spatial_scores(grid: tuple[int, int], strides: tuple[int, ...], sample_scale: float) -> Tensor:
-    """The fixed spatial score of every grid position (Eq. 5), [N0] float32; 0 where no grid samples it.
+def spatial_scores(places: Tensor, strides: tuple[int, ...], sample_scale: float) -> Tensor:
+    """The fixed spatial score of grid positions (Eq. 5), [N] float32; 0 where no stride samples it.
 
-    Each stride samples every stride-th row and column; its rate R is the share of tokens it samples.
+    Each stride samples every stride-th row and column; its rate R is the share of the grid that it samples.
+
+    Shapes:
+        places: [N, 5] int64: grid, row, column, rows and columns of the grid.
     """
-    rows, columns = grid
-    scores = torch.zeros(grid)
+    row, column, rows, columns = places[:, 1:].unbind(dim=1)
+    scores = torch.zeros_like(row, dtype=torch.float32)
     for stride in strides:
-        rate = math.ceil(rows / stride) * math.ceil(columns / stride) / (rows * columns)
-        sampled = scores[::stride, ::stride]
-        sampled.copy_(sampled.clamp(min=1 - rate * sample_scale))
-    return scores.flatten()
+        sampled = ((rows + stride - 1) // stride) * ((columns + stride - 1) // stride)
+        score = 1.0 - sample_scale * sampled.float() / (rows * columns).clamp(min=1).float()
+        on_grid = (row % stride == 0) & (column % stride == 0)
+        scores = torch.where(on_grid, torch.maximum(scores, score), scores)
+    return scores
+
+
+def grid_places(grid: tuple[int, int]) -> Tensor:
+    """The places of one grid's positions, row by row, [N0, 5] int64."""
+    rows, columns = grid
+    positions = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(-1, 2)
+    size = torch.tensor(grid).expand(rows * columns, 2)
+    return torch.cat((torch.zeros(rows * columns, 1, dtype=torch.int64), positions, size), dim=1)
 
 
 def normalise_scores(scores: Tensor, members: Tensor, norm: str) -> Tensor:
@@ -212,35 +225,39 @@ def normalise_scores(scores: Tensor, members: Tensor, norm: str) -> Tensor:
 class AtpSelector(SiteSelector):
     """Scores, thresholds and selection before one decoder layer."""
 
-    spatial: Tensor
-
     def __init__(self, method: Atp, layer: int, geometry: ModelGeometry) -> None:
         super().__init__()
         self.method = method
         self.layer = layer
-        self.num_patches = geometry.num_patches
+        self.grid = geometry.grid
+        self.one_grid = geometry.one_grid
         self.scale = 1 / math.sqrt(geometry.head_dim)
         self.heads = ThresholdHeads(geometry.num_patches, method.hidden_width)
-        self.register_buffer(
-            "spatial", spatial_scores(geometry.grid, method.strides, method.sample_scale), persistent=False
-        )
 
     def scores(
-        self, query: Tensor, key: Tensor, visual_slots: Tensor, text_rows: Tensor, image_ids: Tensor
+        self,
+        query: Tensor,
+        key: Tensor,
+        visual_slots: Tensor,
+        text_rows: Tensor,
+        grid_ids: Tensor,
+        places: Tensor,
     ) -> AtpScores:
         """Score the rows of one sequence.
 
         Shapes:
-            query: [1, H, S, D]; key: [1, Hkv, S, D]; visual_slots: [S]; text_rows: [T]; image_ids: [M].
+            query: [1, H, S, D]; key: [1, Hkv, S, D]; visual_slots: [S]; text_rows: [T]; grid_ids: [G];
+            places: [P, 5] by slot.
         """
-        members = self._members(visual_slots, image_ids)
+        place = places.index_select(0, visual_slots.clamp(min=0))
+        members = (place[:, 0].unsqueeze(0) == grid_ids.unsqueeze(1)) & (visual_slots >= 0)
         counts = members.sum(dim=1, keepdim=True).clamp(min=1)
         mean_rows = members.float() / counts
         all_rows = torch.arange(query.shape[2], device=query.device)
-        per_picture = attention_score(
+        per_grid = attention_score(
             query, key, all_rows, mean_rows, scale=self.scale, mode="logits", causal=False
         )
-        self_score = torch.where(members, per_picture[0], 0.0).sum(dim=0)
+        self_score = torch.where(members, per_grid[0], 0.0).sum(dim=0)
         text_weight = torch.ones_like(text_rows, dtype=torch.float32) / text_rows.shape[0]
         cross_score = attention_score(
             query.index_select(2, text_rows),
@@ -249,8 +266,7 @@ class AtpSelector(SiteSelector):
             text_weight.unsqueeze(0),
             scale=self.scale,
         )[0, 0]
-        slot = visual_slots.clamp(min=0)
-        spatial = self.spatial[slot % self.num_patches]
+        spatial = spatial_scores(place, self.method.strides, self.method.sample_scale)
         return AtpScores(
             self_score=normalise_scores(self_score, members, self.method.self_norm),
             cross_score=normalise_scores(cross_score, members, self.method.cross_norm),
@@ -258,40 +274,46 @@ class AtpSelector(SiteSelector):
             self_weight=self.method.self_weight,
         )
 
-    def thresholds(self, scores: AtpScores, visual_slots: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict θ_r and θ_s of every row's picture, [S] each."""
-        num_pictures = image_ids.shape[0]
-        # Text rows land in one extra slot that is cut off.
-        dump = num_pictures * self.num_patches
-        slot = torch.where(visual_slots >= 0, visual_slots, dump)
+    def thresholds(
+        self, scores: AtpScores, visual_slots: Tensor, grid_ids: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Predict θ_r and θ_s of every row's grid, [S] each."""
+        num_grids, size = grid_ids.shape[0], self.grid[0] * self.grid[1]
+        place = places.index_select(0, visual_slots.clamp(min=0))
+        row, column = place[:, 1], place[:, 2]
+        if not self.one_grid:
+            # Grids of other sizes are brought to that of the heads; tokens that share a cell are averaged.
+            row = row * self.grid[0] // place[:, 3].clamp(min=1)
+            column = column * self.grid[1] // place[:, 4].clamp(min=1)
+        # Text rows land in one extra cell that is cut off.
+        inside = place[:, 0] * size + row * self.grid[1] + column
+        cell = torch.where(visual_slots >= 0, inside, num_grids * size)
 
         def by_grid(values: Tensor) -> Tensor:
-            flat = values.new_zeros(num_pictures * self.num_patches + 1).scatter(0, slot, values)
-            return flat[:-1].view(num_pictures, self.num_patches)
+            flat = values.new_zeros(num_grids * size + 1)
+            if self.one_grid:
+                return flat.scatter(0, cell, values)[:-1].view(num_grids, size)
+            count = flat.scatter_add(0, cell, torch.ones_like(values)).clamp(min=1)
+            return (flat.scatter_add(0, cell, values) / count)[:-1].view(num_grids, size)
 
         theta_r, theta_s = self.heads(by_grid(scores.self_score), by_grid(scores.cross_score))
-        picture = torch.div(visual_slots.clamp(min=0), self.num_patches, rounding_mode="floor")
-        return theta_r.index_select(0, picture), theta_s.index_select(0, picture)
+        return theta_r.index_select(0, place[:, 0]), theta_s.index_select(0, place[:, 0])
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Keep = (S_red > θ_r) or (S_spatial > θ_s)."""
         visual_slots = inputs[tensor_names.VISUAL_SLOTS]
-        image_ids = inputs[tensor_names.IMAGE_IDS]
+        grid_ids, places = inputs[tensor_names.GRID_IDS], inputs[tensor_names.VISUAL_PLACES]
         scores = self.scores(
             inputs[tensor_names.query(self.layer - 1)],
             inputs[tensor_names.present_key(self.layer - 1)],
             visual_slots,
             inputs[tensor_names.TEXT_ROWS],
-            image_ids,
+            grid_ids,
+            places,
         )
-        theta_r, theta_s = self.thresholds(scores, visual_slots, image_ids)
+        theta_r, theta_s = self.thresholds(scores, visual_slots, grid_ids, places)
         return select_by_threshold(
             torch.stack((scores.redundant_score, scores.spatial_score)),
             torch.stack((theta_r, theta_s)),
             visual_slots >= 0,
         )
-
-    def _members(self, visual_slots: Tensor, image_ids: Tensor) -> Tensor:
-        """[M, S] bool: the visual rows of each picture."""
-        picture = torch.div(visual_slots, self.num_patches, rounding_mode="floor")
-        return (picture.unsqueeze(0) == image_ids.unsqueeze(1)) & (visual_slots >= 0)

@@ -27,8 +27,8 @@ from edgeprune.models.llama import (
     fused_attention,
     rotary_angles,
 )
-from edgeprune.models.llava import LlavaModel
-from edgeprune.prune.atp import Atp, ThresholdHeads, spatial_scores
+from edgeprune.models.vision_language import VisionLanguageModel
+from edgeprune.prune.atp import Atp, ThresholdHeads, grid_places, spatial_scores
 
 SOFTMAX_EPS = 1e-6
 
@@ -136,7 +136,7 @@ class SoftPrunedDecoder(nn.Module):
 
     spatial: Tensor
 
-    def __init__(self, model: LlavaModel, method: Atp, training: AtpTraining) -> None:
+    def __init__(self, model: VisionLanguageModel, method: Atp, training: AtpTraining) -> None:
         """Lay fresh heads over the model and freeze it."""
         super().__init__()
         geometry = model.config.geometry
@@ -150,7 +150,7 @@ class SoftPrunedDecoder(nn.Module):
         self.heads = nn.ModuleList(
             ThresholdHeads(self.num_patches, method.hidden_width, **thetas) for _ in method.layers
         )
-        spatial = spatial_scores(geometry.grid, method.strides, method.sample_scale)
+        spatial = spatial_scores(grid_places(geometry.grid), method.strides, method.sample_scale)
         self.register_buffer("spatial", spatial, persistent=False)
 
     def weights(self) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeprune.models.llama import AttentionFunction, causal_mask, fused_attention, rotary_angles
-from edgeprune.models.llava import LlavaModel
+from edgeprune.models.vision_language import VisionLanguageModel
 from edgeprune.prune.atp_soft import attention_logits, soft_attention
 from edgeprune.prune.dyrate import DyRate, RatePredictor, attention_shares, token_kinds
 
@@ -67,7 +67,7 @@ def budget_loss(masks: Tensor, target: float) -> Tensor:
 class SoftDyRate(nn.Module):
     """A decoder whose only parameters are the classifier's."""
 
-    def __init__(self, model: LlavaModel, method: DyRate) -> None:
+    def __init__(self, model: VisionLanguageModel, method: DyRate) -> None:
         """Lay a fresh classifier over the model and freeze it."""
         super().__init__()
         geometry = model.config.geometry

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edgeprune.errors import PruningError
 from edgeprune.models.clip import TowerAttention, TowerTokens, keep_patches
 from edgeprune.operators.attention_score import attention_score
-from edgeprune.prune.method import ModelGeometry, PruningMethod
+from edgeprune.prune.method import ModelGeometry, PruningMethod, check_tokens_are_patches
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Evit(PruningMethod):
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse a tower without a class token, or layers that do not run."""
         if not geometry.has_class_token:
-            raise PruningError("evit: this vision tower has no class token; use tome")
+            raise PruningError("evit: this vision tower has no class token; use a decoder method")
+        check_tokens_are_patches(self.name, geometry)
         last = geometry.vision_layers - 1
         for layer in self.layers:
             if not 0 <= layer <= last:
@@ -62,8 +63,8 @@ class Evit(PruningMethod):
                     f"evit: layer {layer} is out of range: this vision tower allows layers 0 … {last}"
                 )
 
-    def tokens_per_image(self, geometry: ModelGeometry) -> int:
-        """Visual tokens of a picture that enter the decoder."""
+    def tokens_per_tile(self, geometry: ModelGeometry) -> int:
+        """Visual tokens of a tile that leave the tower."""
         return list(self._counts(geometry).values())[-1]
 
     def vision_pruner(self, geometry: ModelGeometry) -> "EvitPruner":

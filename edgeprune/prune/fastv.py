@@ -26,7 +26,7 @@ from edgeprune.prune.method import (
     SiteSelector,
     check_layers_increase,
 )
-from edgeprune.prune.token_budget import check_budget, tokens_to_keep
+from edgeprune.prune.token_budget import check_budget, site_budget
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class FastV(PruningMethod):
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse a layer that the decoder does not have, or more tokens than there are."""
         check_layers_increase(self.name, [self.layer], geometry)
-        self._keep(geometry)
+        site_budget(self.name, self.keep, self.keep_ratio, geometry)
 
     def decoder_sites(self, geometry: ModelGeometry) -> tuple[DecoderSite, ...]:
         """The site before layer K."""
@@ -64,7 +64,7 @@ class FastV(PruningMethod):
                 cut=Cut(self.layer),
                 reads=(tensor_names.query(self.layer - 1), tensor_names.present_key(self.layer - 1)),
                 host_inputs=(tensor_names.NUM_KEEP,),
-                keep_per_image=self._keep(geometry),
+                **site_budget(self.name, self.keep, self.keep_ratio, geometry)._asdict(),
             ),
         )
 
@@ -74,9 +74,6 @@ class FastV(PruningMethod):
         """The ranking by the last row."""
         del site, geometry, weights, decoder
         return FastVSelector(self.layer)
-
-    def _keep(self, geometry: ModelGeometry) -> int:
-        return tokens_to_keep(self.name, self.keep, self.keep_ratio, geometry.num_patches)
 
 
 class FastVSelector(SiteSelector):

@@ -43,8 +43,8 @@ class Ivtp(PruningMethod):
     """Parameters of IVTP.
 
     Attributes:
-        tokens_after_vision: Visual tokens of a picture that leave the vision tower.
-        tokens_after_decoder: Visual tokens of a picture that are left after the last decoder site.
+        tokens_after_vision: Visual tokens of a tile that leave the vision tower; a picture is one tile, or several.
+        tokens_after_decoder: Visual tokens of a tile that are left after the last decoder site.
         decoder_layers: W, the decoder layers that prune.
         group_size: Layers in a group.
         text_selection: "clip" averages the instruction tokens that CLIP finds relevant; "all" averages all of them
@@ -86,6 +86,11 @@ class Ivtp(PruningMethod):
         """Refuse a tower without a class token, more tokens than there are, or more layers than there are."""
         if not geometry.has_class_token:
             raise PruningError("ivtp: this vision tower has no class token; use atp")
+        if self.text_selection == "clip" and not geometry.has_clip_tower:
+            raise PruningError(
+                "ivtp: 'text_selection' is 'clip', and this vision tower is not CLIP's: average all instruction "
+                "tokens (text_selection=all, the paper's ablation)"
+            )
         if geometry.vision_layers < 1:
             raise PruningError(
                 "ivtp: no layer of the vision tower runs before the features are taken; use atp"
@@ -100,8 +105,8 @@ class Ivtp(PruningMethod):
                 f"ivtp: 'decoder_layers' is {self.decoder_layers}, but the decoder has {geometry.num_layers} layers"
             )
 
-    def tokens_per_image(self, geometry: ModelGeometry) -> int:
-        """Visual tokens of a picture that enter the decoder."""
+    def tokens_per_tile(self, geometry: ModelGeometry) -> int:
+        """Visual tokens of a tile that leave the tower."""
         del geometry
         return self.tokens_after_vision
 
@@ -111,7 +116,6 @@ class Ivtp(PruningMethod):
 
     def decoder_sites(self, geometry: ModelGeometry) -> tuple[DecoderSite, ...]:
         """One site between attention and MLP of the top layer of each group."""
-        del geometry
         groups = self.decoder_groups()
         counts = equal_steps(self.tokens_after_vision, self.tokens_after_decoder, len(groups))
         return tuple(
@@ -125,7 +129,8 @@ class Ivtp(PruningMethod):
                     tensor_names.present_value(group[-1]),
                 ),
                 host_inputs=(tensor_names.CONTEXT_ROWS, tensor_names.NUM_KEEP),
-                keep_per_image=count,
+                keep_per_image=count if geometry.one_tile else None,
+                keep_share=None if geometry.one_tile else count / geometry.num_patches,
             )
             for group, count in zip(groups, counts, strict=True)
         )
@@ -174,6 +179,7 @@ class IvtpVisionPruner(nn.Module):
         super().__init__()
         groups = layer_groups(geometry.vision_layers, group_size)
         counts = equal_steps(geometry.num_patches, tokens_after_vision, len(groups))
+        self.patches_per_token = geometry.patches_per_token
         self.keep_by_layer = {group[-1]: count for group, count in zip(groups, counts, strict=True)}
 
     def keep_after_attention(self, layer: int) -> int | None:
@@ -185,7 +191,7 @@ class IvtpVisionPruner(nn.Module):
         return keep_patches(tokens, self.select(history, self.keep_by_layer[layer]))
 
     def select(self, history: Sequence[TowerAttention], num_keep: int) -> Tensor:
-        """The patch tokens with the highest scores, [M, K], ascending."""
+        """The tokens with the highest scores, [M, K], ascending; patches that become one token add theirs."""
         top = history[-1].query
         class_row = roll_out_class_row(
             top[:, :, :1],
@@ -195,6 +201,8 @@ class IvtpVisionPruner(nn.Module):
             causal=False,
         )
         scores = weigh_by_value_norm(class_row, history[-1].value)[:, 1:]
+        if self.patches_per_token > 1:
+            scores = scores.view(scores.shape[0], -1, self.patches_per_token).sum(dim=2)
         return ascending_top_k(scores, num_keep)
 
 

@@ -43,8 +43,8 @@ class IvtpVision(PruningMethod):
                 f"ivtp-v: 'keep' is {self.keep}, but a picture has {geometry.num_patches} visual tokens"
             )
 
-    def tokens_per_image(self, geometry: ModelGeometry) -> int:
-        """Visual tokens of a picture that enter the decoder."""
+    def tokens_per_tile(self, geometry: ModelGeometry) -> int:
+        """Visual tokens of a tile that leave the tower."""
         del geometry
         return self.keep
 

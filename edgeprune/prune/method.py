@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
-from edgeprune.models.clip import VisionPruner
+from edgeprune.models.clip import ClipVisionTower, FeaturePruner, VisionPruner
 from edgeprune.models.llama import Cut, LlamaDecoder
 from edgeprune.numbering import ORIGINAL
+from edgeprune.positions import SEQUENTIAL
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,16 @@ class ModelGeometry:
         hidden_size: C of the decoder.
         num_heads: Query heads of the decoder.
         head_dim: D of the decoder.
-        grid: Patches of a picture, (rows, columns).
+        grid: Visual tokens of a tile, (rows, columns); a tile is what the vision tower sees at a time.
         vision_layers: Layers of the vision tower that run before the features are taken.
         has_class_token: Whether the vision tower has a class token.
+        one_tile: Whether every picture is one tile, so that all have equally many visual tokens.
+        one_grid: Whether all visual tokens stand in grids of the size of ``grid``.
+        fixed_tiles: Whether all tiles have the size of ``grid``; if not, a picture is one tile of its own size, and
+            ``grid`` is that of a typical picture.
+        patches_per_token: Patches that become one visual token behind the tower.
+        has_clip_tower: Whether the vision tower is one of CLIP's, which has a text tower to it.
+        positions: Kind of position ids (:mod:`edgeprune.positions`).
     """
 
     num_layers: int
@@ -38,10 +46,16 @@ class ModelGeometry:
     grid: tuple[int, int]
     vision_layers: int
     has_class_token: bool
+    one_tile: bool = True
+    one_grid: bool = True
+    fixed_tiles: bool = True
+    patches_per_token: int = 1
+    has_clip_tower: bool = True
+    positions: str = SEQUENTIAL
 
     @property
     def num_patches(self) -> int:
-        """Visual tokens of a picture before any pruning, N0."""
+        """Visual tokens of a tile before any pruning, N0."""
         return self.grid[0] * self.grid[1]
 
 
@@ -53,7 +67,9 @@ class DecoderSite:
         cut: Between which blocks.
         reads: Names (:mod:`edgeprune.tensor_names`) of the activations that the selector takes from the segment.
         host_inputs: Names of the small index tensors that the selector takes from the host.
-        keep_per_image: Visual tokens kept per picture; None if it depends on the input.
+        keep_per_image: Visual tokens kept per picture, all if it has fewer.
+        keep_share: Share of a picture's unpruned visual tokens that is kept instead, where pictures differ in their
+            number. Where both are None, the count depends on what the picture shows.
         positions: What becomes of position ids behind the site (:mod:`edgeprune.numbering`).
         recycled_per_image: Dropped tokens of a picture that are looked through for merging.
         merged_per_image: Tokens that they are merged into, counted in ``keep_per_image``.
@@ -63,9 +79,17 @@ class DecoderSite:
     reads: tuple[str, ...]
     host_inputs: tuple[str, ...]
     keep_per_image: int | None
+    keep_share: float | None = None
     positions: str = ORIGINAL
     recycled_per_image: int = 0
     merged_per_image: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep_per_image is not None and self.keep_share is not None:
+            raise PruningError(
+                f"a site {self.cut.description} keeps {self.keep_per_image} tokens and a share of "
+                f"{self.keep_share}: give one of the two"
+            )
 
 
 @dataclass(frozen=True)
@@ -161,15 +185,23 @@ class PruningMethod(ABC):
         del geometry
         return None
 
-    def projector_slots(self, geometry: ModelGeometry) -> tuple[int, ...] | None:
-        """Patches that enter the projector, where the choice is fixed beforehand; None = all."""
-        del geometry
+    def feature_pruner(self, geometry: ModelGeometry, tower: ClipVisionTower) -> FeaturePruner | None:
+        """The module that prunes between the vision tower and the projector, if any.
+
+        Args:
+            geometry: The model.
+            tower: The tower, whose modules the pruner may use too; a bundle stores their weights once.
+        """
+        del geometry, tower
         return None
 
-    def tokens_per_image(self, geometry: ModelGeometry) -> int:
-        """Visual tokens of a picture that enter the decoder."""
-        slots = self.projector_slots(geometry)
-        return geometry.num_patches if slots is None else len(slots)
+    def tokens_per_tile(self, geometry: ModelGeometry) -> int | None:
+        """Visual tokens of a tile that enter the projector; the most, where the number depends on the picture.
+
+        None if the method drops nothing before the decoder.
+        """
+        del geometry
+        return None
 
     def probe(self, geometry: ModelGeometry) -> ProbeSpec | None:
         """The probe rows that the sites read, if any."""
@@ -232,3 +264,16 @@ def check_layers_increase(
             )
     if list(layers) != sorted(set(layers)):
         raise PruningError(f"{name}: layers {list(layers)} are out of order: list them increasing, each once")
+
+
+def check_tokens_are_patches(name: str, geometry: ModelGeometry) -> None:
+    """Refuse a family that joins patches behind its tower: single patches must not be dropped there.
+
+    Raises:
+        PruningError: With the methods that work.
+    """
+    if geometry.patches_per_token > 1 or not geometry.fixed_tiles:
+        raise PruningError(
+            f"{name}: this family joins {geometry.patches_per_token} patches to one visual token behind the vision "
+            "tower, and it drops single ones; use ivtp-v or a decoder method"
+        )

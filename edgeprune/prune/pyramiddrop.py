@@ -29,7 +29,7 @@ from edgeprune.prune.method import (
     SiteSelector,
     check_layers_increase,
 )
-from edgeprune.prune.token_budget import check_budget, tokens_to_keep
+from edgeprune.prune.token_budget import check_budget, site_budget
 
 POSITIONS = {"original": ORIGINAL, "upstream": RENUMBERED_PREFILL}
 
@@ -81,7 +81,7 @@ class PyramidDrop(PruningMethod):
                 cut=Cut(layer),
                 reads=(tensor_names.out(tensor_names.HIDDEN_STATES), tensor_names.POSITION_IDS),
                 host_inputs=(tensor_names.NUM_KEEP,),
-                keep_per_image=tokens_to_keep(self.name, 0, ratio, geometry.num_patches),
+                **site_budget(self.name, 0, ratio, geometry)._asdict(),
                 positions=POSITIONS[self.positions],
             )
             for layer, ratio in zip(self.layers, self.keep_ratios, strict=True)

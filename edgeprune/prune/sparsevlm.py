@@ -85,6 +85,11 @@ class SparseVlm(PruningMethod):
 
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse layers that the decoder does not have, and counts that are not below what there is."""
+        if not (geometry.one_tile and geometry.fixed_tiles):
+            raise PruningError(
+                "sparsevlm: its tables count the tokens of pictures of one size, and this family's differ; "
+                "use pyramiddrop or fastv"
+            )
         check_layers_increase(self.name, self.layers, geometry, behind=True)
         self._counts(geometry.num_patches)
 

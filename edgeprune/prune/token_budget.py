@@ -1,6 +1,16 @@
 """How many visual tokens of a picture a method keeps: a number, or a share of what a picture has."""
 
+from typing import NamedTuple
+
 from edgeprune.errors import PruningError
+from edgeprune.prune.method import ModelGeometry
+
+
+class SiteBudget(NamedTuple):
+    """What a decoder site says of the number it keeps: one of the two."""
+
+    keep_per_image: int | None
+    keep_share: float | None
 
 
 def check_budget(name: str, keep: int, keep_ratio: float) -> None:
@@ -30,3 +40,14 @@ def tokens_to_keep(name: str, keep: int, keep_ratio: float, num_patches: int) ->
         raise PruningError(f"{name}: 'keep' is {keep}, but a picture has {num_patches} visual tokens")
     # The product is rounded first: 0.29 · 100 is 28.999999999999996.
     return keep or max(1, int(round(num_patches * keep_ratio, 6)))
+
+
+def site_budget(name: str, keep: int, keep_ratio: float, geometry: ModelGeometry) -> SiteBudget:
+    """The budget of a decoder site: a number where it is known, a share where pictures differ in size.
+
+    Raises:
+        PruningError: ``keep`` is more than a picture can have.
+    """
+    if geometry.one_tile and geometry.fixed_tiles:
+        return SiteBudget(tokens_to_keep(name, keep, keep_ratio, geometry.num_patches), None)
+    return SiteBudget(keep, None) if keep else SiteBudget(None, keep_ratio)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
 from edgeprune.models.clip import TowerAttention, TowerTokens
-from edgeprune.prune.method import ModelGeometry, PruningMethod
+from edgeprune.prune.method import ModelGeometry, PruningMethod, check_tokens_are_patches
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ class Tome(PruningMethod):
             raise PruningError(
                 "tome: this vision tower has no class token or no layers; use a decoder method"
             )
+        check_tokens_are_patches(self.name, geometry)
 
-    def tokens_per_image(self, geometry: ModelGeometry) -> int:
-        """Visual tokens of a picture that enter the decoder."""
+    def tokens_per_tile(self, geometry: ModelGeometry) -> int:
+        """Visual tokens of a tile that leave the tower."""
         return self._counts(geometry)[-1]
 
     def vision_pruner(self, geometry: ModelGeometry) -> "TomePruner":

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from tower import normalise
 
 from edgeprune.checkpoint import PRUNING_FILE, PRUNING_WEIGHTS_FILE, load_checkpoint
-from edgeprune.models.llava import LlavaModel
+from edgeprune.models.vision_language import VisionLanguageModel
 from edgeprune.prune.atp import Atp
 from edgeprune.prune.atp_soft import AtpTraining, SoftPrefill, SoftPrunedDecoder, atp_loss
 from edgeprune.pruned_model import PrunedModel
@@ -65,7 +65,7 @@ class Questions:
 class Asker:
     """Turns scenes and questions into visual tokens and ids."""
 
-    def __init__(self, model: LlavaModel, folder: Path) -> None:
+    def __init__(self, model: VisionLanguageModel, folder: Path) -> None:
         self.model = model
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
@@ -124,7 +124,7 @@ class Batch:
     examples: list[Example]
 
     @classmethod
-    def of(cls, model: LlavaModel, questions: Questions, chosen: Sequence[int]) -> Batch:
+    def of(cls, model: VisionLanguageModel, questions: Questions, chosen: Sequence[int]) -> Batch:
         """Embed some of the questions."""
         examples = [questions.examples[index] for index in chosen]
         sequences = [example.prompt + example.answer[:-1] for example in examples]
@@ -146,7 +146,7 @@ class Batch:
         return flags
 
 
-def batches(model: LlavaModel, questions: Questions, size: int) -> Iterator[Batch]:
+def batches(model: VisionLanguageModel, questions: Questions, size: int) -> Iterator[Batch]:
     """All questions in order."""
     for start in range(0, len(questions.examples), size):
         yield Batch.of(model, questions, range(start, min(start + size, len(questions.examples))))
@@ -170,7 +170,9 @@ class Measured:
 
 
 @torch.inference_mode()
-def measure(model: LlavaModel, soft: SoftPrunedDecoder, questions: Questions, size: int = 50) -> Measured:
+def measure(
+    model: VisionLanguageModel, soft: SoftPrunedDecoder, questions: Questions, size: int = 50
+) -> Measured:
     """Batches with masks of 0 and 1: what :class:`PrunedModel` computes, token by token, one at a time."""
     right, kept, counts = [], [], []
     for batch in batches(model, questions, size):
@@ -239,7 +241,7 @@ def calibrate(soft: SoftPrunedDecoder, sample: Sequence[Batch], counts: Sequence
 
 
 def train(
-    model: LlavaModel,
+    model: VisionLanguageModel,
     soft: SoftPrunedDecoder,
     questions: Questions,
     validation: Questions,

@@ -58,7 +58,7 @@ def compare_prefill_and_decode(ours, theirs, ids, pixels, steps):
 
 @torch.no_grad()
 def transformers_logits(model, ids, pixels):
-    pictures = {} if pixels is None else {"pixel_values": torch.from_numpy(pixels)}
+    pictures = {} if pixels is None else {"pixel_values": torch.from_numpy(pixels.pixel_values)}
     return model(input_ids=torch.from_numpy(ids)[None], use_cache=False, **pictures).logits[0, -1]
 
 
@@ -177,7 +177,8 @@ def test_geometry_of_llava_1_5():
         (None, {"vision_feature_layer": -6}, "'vision_feature_layer' is -6, the tower has 5 states"),
         (None, {"image_token_index": ...}, "lacks 'image_token_index'"),
         (None, {"text_config": ...}, "lacks 'text_config' or 'vision_config'"),
-        ("text_config", {"model_type": "mistral"}, "'model_type' is 'mistral', supported: llama"),
+        ("text_config", {"model_type": "gemma"}, "'model_type' is 'gemma', supported: llama"),
+        ("text_config", {"model_type": "mistral"}, "'sliding_window' is 4096, supported: null"),
         ("text_config", {"hidden_act": "gelu"}, "'hidden_act' is 'gelu', supported: silu"),
         ("text_config", {"num_key_value_heads": 3}, "4 attention heads cannot share 3 key/value heads"),
         ("text_config", {"num_hidden_layers": "four"}, "'num_hidden_layers' is 'four', expected int"),

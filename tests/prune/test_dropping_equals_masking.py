@@ -114,7 +114,7 @@ def test_random_with_atp(atp_folder, dense):
     # ATP sees the slots of the grid, not the order in the sequence.
     atp = load_checkpoint(atp_folder).plan.methods[0]
     model = load_checkpoint(atp_folder, methods=[RandomTokens(keep=20, seed=3), atp])
-    chosen = np.array(model.plan.projector_slots)
+    chosen = np.array(model.plan.methods[0].slots(model.plan.geometry))
     ids, pixels = random_prompt(num_images=2, tokens_per_image=20, suffix=NUM_TEXT, seed=6)
     full_ids, _ = random_prompt(num_images=2, suffix=NUM_TEXT, seed=6)
     full = dense.embed(full_ids, pixels)[:, full_ids == IMAGE_TOKEN]
@@ -136,7 +136,7 @@ def masked_tower(dense, pixels, method):
     """transformers' vision tower with masks: the features [M·K, C] of the patches that are left."""
     tower, model = dense.model.model.vision_tower, dense.model.model
     tower = getattr(tower, "vision_model", tower)
-    hidden = tower.pre_layrnorm(tower.embeddings(torch.from_numpy(pixels)))
+    hidden = tower.pre_layrnorm(tower.embeddings(torch.from_numpy(pixels.pixel_values)))
     num_images, length = hidden.shape[:2]
     groups = layer_groups(len(tower.encoder.layers) - 1, method.group_size)
     counts = dict(
