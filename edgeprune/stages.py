@@ -181,7 +181,7 @@ class SegmentStage(Stage):
         config = self.model.config.decoder
         specs = [TensorSpec(names.HIDDEN_STATES, "model", (1, "sequence", config.hidden_size))]
         if not self.layers:
-            # Only an MLP and the head: a site lies inside the last layer.
+            # Nothing (a site before layer 0), or only an MLP and the head (a site inside the last layer).
             return tuple(specs)
         specs.append(TensorSpec(names.POSITION_IDS, "int64", (1, "sequence")))
         cache = (1, config.num_kv_heads, "past", config.head_dim)
@@ -249,7 +249,8 @@ class SegmentStage(Stage):
         if self.is_last:
             outputs[names.LOGITS] = self.model.head(ran.hidden[:, -1])
         else:
-            outputs[names.out(names.HIDDEN_STATES)] = ran.hidden
+            # A graph's output is another value than its input, also where no block lies between (before layer 0).
+            outputs[names.out(names.HIDDEN_STATES)] = ran.hidden if self.start < self.end else hidden.clone()
         for layer, attention in ran.attentions.items():
             outputs[names.present_key(layer)] = attention.key
             outputs[names.present_value(layer)] = attention.value
