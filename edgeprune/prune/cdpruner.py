@@ -1,0 +1,210 @@
+"""CDPruner: keep visual tokens that differ from each other, those near the prompt's text first.
+
+As OpenVINO GenAI deploys it (openvinotoolkit/openvino.genai at da1db86, src/cpp/src/visual_language/cdpruner and
+vision_token_pruning_processor.cpp), from the embedded prompt, before the decoder's first layer. Training-free.
+
+The embeddings f_i of a picture's tokens and t, the mean embedding of all text tokens, have unit length (‖x‖² + 10⁻⁶
+under the root). r_i = ±f_i·t, brought to 0 … 1 over the tokens that are pruned together; the kernel weighs the
+similarities f_i·f_j by r_i and r_j; the tokens of a greedy MAP of the determinantal point process with that kernel are
+kept (:func:`edgeprune.operators.token_select.select_by_dpp`).
+
+Where that code has two ways, or leaves a choice:
+  * Kernel. The model that it compiles computes (1 - w)·S_ij + w·r_i·S_ij·r_j; where that model fails, C++ code
+    computes exp(α·r_i)·S_ij·exp(α·r_j) with α = w/(2(1 - w)) instead. ``weighting`` "blended" (the default, what
+    runs) and "exponential". Both are S_ij at w = 0 and r_i·S_ij·r_j at w = 1.
+  * Normalisation of r. The compiled model adds 10⁻⁶ to the range, the C++ code divides by 1 where the range is below
+    10⁻⁶. Here it is the latter: the former spreads rounding errors of equal tokens over 0 … 1.
+  * Halves. A picture's first and second half, in raster order, are pruned apart, ⌊K/2⌋ and ⌈K/2⌉ tokens, each with
+    relevance of its own (``split_threshold`` is 1). It is there for speed; ``halves`` false prunes a picture whole.
+  * Sign. ``negative_relevance`` is meant for CLIP towers and is false in that code, which nowhere sets it.
+  * Several pictures are pruned each by itself (``enable_frame_chunking``), here too.
+  * K = N·keep_ratio, halves rounded up, where the other methods of this package round down.
+  * Gains of nothing. Where the kept tokens explain all others, that code goes on by rounding errors; here gains are
+    compared in steps, and the rest goes by index.
+  * Positions. For models with one position per token that code numbers the rows anew and decodes on from there:
+    ``positions`` "upstream". The default keeps the original positions.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from edgeprune import tensor_names
+from edgeprune.errors import PruningError
+from edgeprune.models.llama import Cut, LlamaDecoder
+from edgeprune.numbering import ORIGINAL, RENUMBERED
+from edgeprune.operators.token_select import select_by_dpp
+from edgeprune.prune.method import DecoderSite, ModelGeometry, PruningMethod, SiteSelector
+from edgeprune.prune.token_budget import check_budget, tokens_to_keep
+
+WEIGHTINGS = ("blended", "exponential")
+POSITIONS = {"original": ORIGINAL, "upstream": RENUMBERED}
+
+_EPSILON = 1e-6
+_OPENVINO = {
+    "keep_ratio": 0.3,
+    "relevance_weight": 0.5,
+    "weighting": "blended",
+    "halves": True,
+    "positions": "upstream",
+}
+
+
+@dataclass(frozen=True)
+class CdPruner(PruningMethod):
+    """Parameters of CDPruner.
+
+    Attributes:
+        keep_ratio: Share of the visual tokens kept (1 - ``pruning_ratio``/100 of OpenVINO GenAI).
+        keep: Visual tokens kept per picture; 0 = by ``keep_ratio``.
+        relevance_weight: w, 0 (difference alone) to 1.
+        weighting: How relevance enters the kernel: "blended" or "exponential".
+        negative_relevance: Whether tokens unlike the text are the relevant ones.
+        halves: Whether the two halves of a picture are pruned apart.
+        positions: "original", or "upstream": rows renumbered behind the site.
+    """
+
+    keep_ratio: float = 0.3
+    keep: int = 0
+    relevance_weight: float = 0.5
+    weighting: str = "blended"
+    negative_relevance: bool = False
+    halves: bool = True
+    positions: str = "original"
+
+    name: ClassVar[str] = "cdpruner"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "openvino": {**_OPENVINO, "negative_relevance": False},
+        "openvino-clip": {**_OPENVINO, "negative_relevance": True},
+    }
+
+    def __post_init__(self) -> None:
+        check_budget(self.name, self.keep, self.keep_ratio)
+        if not 0 <= self.relevance_weight <= 1:
+            raise PruningError(
+                f"cdpruner: 'relevance_weight' is {self.relevance_weight}, allowed: 0 to 1 (0 = difference alone)"
+            )
+        if self.weighting not in WEIGHTINGS:
+            raise PruningError(
+                f"cdpruner: 'weighting' is '{self.weighting}', allowed: {', '.join(WEIGHTINGS)}"
+            )
+        if self.positions not in POSITIONS:
+            raise PruningError(
+                f"cdpruner: 'positions' is '{self.positions}', allowed: {', '.join(POSITIONS)}"
+            )
+
+    def check(self, geometry: ModelGeometry) -> None:
+        """Refuse to keep more tokens than there are."""
+        self._keep(geometry)
+
+    def decoder_sites(self, geometry: ModelGeometry) -> tuple[DecoderSite, ...]:
+        """The site before the first layer."""
+        return (
+            DecoderSite(
+                cut=Cut(0),
+                reads=(tensor_names.out(tensor_names.HIDDEN_STATES),),
+                host_inputs=(tensor_names.NUM_KEEP, tensor_names.IMAGE_IDS),
+                keep_per_image=self._keep(geometry),
+                positions=POSITIONS[self.positions],
+            ),
+        )
+
+    def selector(
+        self, site: int, geometry: ModelGeometry, weights: Mapping[str, Tensor], decoder: LlamaDecoder
+    ) -> "CdPrunerSelector":
+        """The kernel and the choice."""
+        del site, weights, decoder
+        return CdPrunerSelector(self, geometry.num_patches)
+
+    def _keep(self, geometry: ModelGeometry) -> int:
+        N = geometry.num_patches
+        # Rounded before, too: 0.29 · 50 is 14.499999999999998.
+        by_ratio = max(1, math.floor(round(N * self.keep_ratio, 6) + 0.5))
+        return tokens_to_keep(self.name, self.keep or by_ratio, self.keep_ratio, N)
+
+
+def conditional_kernel(
+    embeds: Tensor,
+    visual: Tensor,
+    groups: Tensor,
+    *,
+    relevance_weight: float,
+    weighting: str,
+    negative_relevance: bool,
+) -> Tensor:
+    """The similarities of the visual tokens, weighted by their relevance to the text, [S, S] float32.
+
+    Entries of text rows and between groups mean nothing.
+
+    Shapes:
+        embeds: [S, C]; visual: [S] bool, the others are text; groups: [S] int64, from 0; relevance is normalised
+        within a group.
+    """
+    rows = embeds.float()
+    is_text = (~visual).float().unsqueeze(1)
+    text = (rows * is_text).sum(dim=0) / is_text.sum().clamp(min=1.0)
+    unit = _unit(rows)
+    # Products and sums by row, not a matrix product: equal rows get equal bits in every runtime.
+    relevance = (unit * _unit(text.unsqueeze(0))).sum(dim=1)
+    if negative_relevance:
+        relevance = -relevance
+    same = (groups.unsqueeze(1) == groups.unsqueeze(0)) & visual.unsqueeze(0)
+    lowest = torch.where(same, relevance, torch.inf).amin(dim=1)
+    spread = torch.where(same, relevance, -torch.inf).amax(dim=1) - lowest
+    relevance = (relevance - lowest) / torch.where(spread < _EPSILON, torch.ones_like(spread), spread)
+    similarity = unit @ unit.transpose(0, 1)
+    w = relevance_weight
+    if w == 0:
+        return similarity
+    if weighting == "exponential" and w < 1:
+        # Less the highest relevance, 1: the choice is the same, and no entry is far above 1.
+        relevance = torch.exp(w / (2 * (1 - w)) * (relevance - 1))
+    weighted = relevance.unsqueeze(1) * similarity * relevance.unsqueeze(0)
+    return (1 - w) * similarity + w * weighted if weighting == "blended" else weighted
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return rows / (rows.square().sum(dim=1, keepdim=True) + _EPSILON).sqrt()
+
+
+class CdPrunerSelector(SiteSelector):
+    """Relevance to the text, difference from each other."""
+
+    def __init__(self, method: CdPruner, num_patches: int) -> None:
+        super().__init__()
+        self.method = method
+        self.num_patches = num_patches
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keep ``num_keep`` visual tokens, as many of each picture."""
+        num_keep = inputs[tensor_names.NUM_KEEP]
+        visual_slots, image_ids = inputs[tensor_names.VISUAL_SLOTS], inputs[tensor_names.IMAGE_IDS]
+        visual = visual_slots >= 0
+        groups, group_keep = self._groups(visual_slots, image_ids, num_keep)
+        kernel = conditional_kernel(
+            inputs[tensor_names.out(tensor_names.HIDDEN_STATES)][0],
+            visual,
+            groups,
+            relevance_weight=self.method.relevance_weight,
+            weighting=self.method.weighting,
+            negative_relevance=self.method.negative_relevance,
+        )
+        return select_by_dpp(kernel, num_keep, visual, groups, group_keep)
+
+    def _groups(self, visual_slots: Tensor, image_ids: Tensor, num_keep: Tensor) -> tuple[Tensor, Tensor]:
+        """What a row is pruned together with, and how many of those are kept, [S] int64 each."""
+        # A text row's slot is -1, and so is its picture.
+        picture = torch.div(visual_slots, self.num_patches, rounding_mode="floor")
+        keep = torch.div(num_keep, (image_ids >= 0).sum(), rounding_mode="floor").expand_as(picture)
+        if not self.method.halves:
+            return picture, keep
+        member = (picture.unsqueeze(0) == image_ids.unsqueeze(1)).long()
+        before = (member * (member.cumsum(dim=1) - member)).sum(dim=0)
+        size = (member * member.sum(dim=1, keepdim=True)).sum(dim=0)
+        second = (before >= torch.div(size, 2, rounding_mode="floor")).long()
+        first_keep = torch.div(keep, 2, rounding_mode="floor")
+        return 2 * picture + second, first_keep + second * (keep - 2 * first_keep)
