@@ -165,7 +165,7 @@ class DyRateSelector(RankingSelector):
         attention = attention_of_last_row(
             inputs[tensor_names.query(self.layer)], inputs[tensor_names.present_key(self.layer)]
         )
-        rate = self.predictor(attention_shares(attention, token_kinds(slots))).argmax()
+        rate = _highest(self.predictor(attention_shares(attention, token_kinds(slots))))
         visual = slots >= 0
         scores = torch.where(visual, attention.mean(dim=0), -1.0)
         order = torch.sort(scores, descending=True, stable=True).indices
@@ -195,5 +195,9 @@ class DyRateDecision(RateDecision):
             query: [1, H, 1, D]; key: [1, Hkv, P + 1, D]; visual_slots: [prompt rows].
         """
         shares = attention_shares(attention_of_last_row(query, key), token_kinds(visual_slots))
-        rate: Tensor = self.predictor(shares).argmax()
-        return rate
+        return _highest(self.predictor(shares))
+
+
+def _highest(logits: Tensor) -> Tensor:
+    """Index [] of the highest of [R]; as a matrix of one row, because TensorRT takes no ArgMax of a vector."""
+    return logits.unsqueeze(0).argmax(dim=1).squeeze(0)

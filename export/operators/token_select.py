@@ -157,7 +157,7 @@ def _soft_nms(opset_version: int) -> ir.Function:
     table_size = body.op("Shape", body.input("nearness"), name="table_size")
     furthest = body.op("Sub", table_size, step, name="furthest")
 
-    choose = _soft_nms_step(body, direction, slope, furthest)
+    choose = _soft_nms_step(body, positions, end, direction, slope, furthest)
     # A negative trip count is no limit at all; beyond the number of rows there is nothing to choose.
     at_least_none = body.op("Max", body.input("num_keep"), start, name="at_least_none")
     trips = body.op("Min", at_least_none, end, name="trips")
@@ -168,7 +168,14 @@ def _soft_nms(opset_version: int) -> ir.Function:
     return body.function({"keep_indices": keep_indices, "keep_count": keep_count}, attributes)
 
 
-def _soft_nms_step(outer: FunctionBody, direction: ir.Value, slope: ir.Value, furthest: ir.Value) -> ir.Graph:
+def _soft_nms_step(
+    outer: FunctionBody,
+    positions: ir.Value,
+    end: ir.Value,
+    direction: ir.Value,
+    slope: ir.Value,
+    furthest: ir.Value,
+) -> ir.Graph:
     """Choose the highest score among what is to be had, and lower the scores of its likes nearby.
 
     With nothing left to be had, row 0 is "chosen" again, and nothing changes that anybody reads.
@@ -177,7 +184,7 @@ def _soft_nms_step(outer: FunctionBody, direction: ir.Value, slope: ir.Value, fu
     score, available = step.input("score"), step.input("available")
     gone = step.constant(-np.inf, name="gone")
     open_scores = step.op("Where", available, score, gone, name="open_scores")
-    chosen = step.op("ArgMax", open_scores, name="chosen", axis=0, keepdims=1)
+    chosen = _first_highest(step, open_scores, positions, end)
     taken = step.op("Constant", name="taken", value=ir.tensor(np.array([False]), name="taken"))
     left = step.op("ScatterElements", available, chosen, taken, name="left", axis=0)
 
@@ -220,25 +227,20 @@ def _dpp(opset_version: int) -> ir.Function:
     diagonal = body.op("GatherElements", kernel, column, name="diagonal_column", axis=1)
     gain = body.op("Squeeze", diagonal, body.constant([1], name="diagonal_axis"), name="diagonal")
 
-    count = body.op("ReduceSum", _int64(body, droppable, "droppable_int"), name="droppable_count", keepdims=1)
     num_keep = body.op(
         "Reshape", body.input("num_keep"), body.constant([1], name="one"), name="num_keep_vector"
     )
-    # A negative trip count is no limit at all.
+    # A negative trip count is no limit at all; beyond the number of rows there is nothing to choose. The groups share
+    # the rows of the factor, and could do with fewer, but TensorRT takes no shape that depends on data.
     at_least_none = body.op("Max", num_keep, start, name="at_least_none")
-    trips_vector = body.op("Min", at_least_none, count, name="trips_vector")
-    trips = body.op("Squeeze", trips_vector, name="trips")
-    # Groups share the rows of the factor: no row has more of them than its group keeps.
-    largest = body.op("ReduceMax", body.input("group_keep"), name="largest_group", keepdims=1)
-    depth = body.op(
-        "Min", body.op("Max", largest, start, name="largest_positive"), trips_vector, name="depth"
-    )
+    depth = body.op("Min", at_least_none, size, name="depth")
+    trips = body.op("Squeeze", depth, name="trips")
     shape = body.op("Concat", depth, size, name="factor_shape", axis=0)
     factor = body.op("Expand", nothing, shape, name="no_factor")
-    order = body.op("Range", start, body.op("Squeeze", depth, name="depth_scalar"), step, name="order")
+    order = body.op("Range", start, trips, step, name="order")
     order = body.op("Unsqueeze", order, body.constant([1], name="order_axis"), name="order_column")
 
-    choose = _dpp_step(body, kernel, positions, order)
+    choose = _dpp_step(body, kernel, positions, size, order)
     carried = (gain, body.input("group_keep"), droppable, factor)
     _, _, available, _ = body.loop(trips, choose, *carried, name="choices")
     keep = body.op("Not", available, name="keep")
@@ -247,7 +249,9 @@ def _dpp(opset_version: int) -> ir.Function:
     return body.function(outputs, {"mode": ir.AttributeType.STRING})
 
 
-def _dpp_step(outer: FunctionBody, kernel: ir.Value, positions: ir.Value, order: ir.Value) -> ir.Graph:
+def _dpp_step(
+    outer: FunctionBody, kernel: ir.Value, positions: ir.Value, size: ir.Value, order: ir.Value
+) -> ir.Graph:
     """Choose the highest gain among what is to be had, and take from the other gains what it explains.
 
     With nothing left to be had, row 0 is "chosen": it stays dropped if it was, and explains nothing.
@@ -259,7 +263,7 @@ def _dpp_step(outer: FunctionBody, kernel: ir.Value, positions: ir.Value, order:
     steps = step.op("Max", step.op("Round", scaled, name="rounded"), zero, name="steps")
     open_rows = step.op("And", available, step.op("Greater", room, taken, name="has_room"), name="open_rows")
     open_steps = step.op("Where", open_rows, steps, step.constant(-1.0, name="gone"), name="open_steps")
-    chosen = step.op("ArgMax", open_steps, name="chosen", axis=0, keepdims=1)
+    chosen = _first_highest(step, open_steps, positions, size)
     is_chosen = step.op("Equal", positions, chosen, name="is_chosen")
     closed = step.op("Not", step.op("And", is_chosen, open_rows, name="newly_kept"), name="not_kept")
     left = step.op("And", available, closed, name="left")
@@ -293,6 +297,17 @@ def _dpp_step(outer: FunctionBody, kernel: ir.Value, positions: ir.Value, order:
     gain_next = step.op("Sub", gain, step.op("Mul", flat, flat, name="share"), name="gain_next")
     going = step.op("Identity", step.input("going"), name="still_going")
     return step.graph([going, gain_next, room_left, left, factor_next], name="choice")
+
+
+def _first_highest(step: FunctionBody, values: ir.Value, positions: ir.Value, end: ir.Value) -> ir.Value:
+    """The index [1] of the highest of ``values`` [S], the lowest one among equals; no value is NaN.
+
+    Not by ArgMax: TensorRT takes none of a vector, and says nothing of equal values.
+    """
+    highest = step.op("ReduceMax", values, name="highest_open", keepdims=1)
+    at_highest = step.op("Equal", values, highest, name="at_highest_open")
+    places = step.op("Where", at_highest, positions, end, name="highest_places")
+    return step.op("ReduceMin", places, name="chosen", keepdims=1)
 
 
 def _chosen_by_threshold(
