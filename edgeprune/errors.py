@@ -39,3 +39,11 @@ class PromptError(EdgepruneError):
 
 class BackendError(EdgepruneError):
     """A runtime backend or execution provider cannot run here."""
+
+
+class TargetError(EdgepruneError):
+    """A target is unknown or lacks what is asked of it."""
+
+
+class EngineError(EdgepruneError):
+    """Engines cannot be built: no TensorRT, a graph that it refuses, profiles that do not fit, too little memory."""
