@@ -274,6 +274,72 @@ class RateEntry:
 
 
 @dataclass(frozen=True)
+class ProfileEntry:
+    """An optimization profile of an engine.
+
+    Attributes:
+        name: "prefill", "prefill0" …, "decode", or "all" where there is one for everything.
+        ranges: Least, tuned-for and greatest size by name of the dynamic dimension; of a scalar input its value.
+    """
+
+    name: str
+    ranges: dict[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        for name, sizes in self.ranges.items():
+            if len(sizes) != 3 or not 0 <= sizes[0] <= sizes[1] <= sizes[2]:
+                raise BundleError(
+                    f"profile '{self.name}': {name} is {list(sizes)}, expected least ≤ tuned ≤ greatest"
+                )
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """A serialized engine.
+
+    Attributes:
+        file: The engine.
+        key: Hash of everything that it was built from: ONNX, weights, TensorRT, GPU, plugin, profiles, settings.
+        onnx_sha256: Hash of the ONNX file that it came from.
+        profiles: Its optimization profiles, in the engine's order.
+        seconds: What building took.
+    """
+
+    file: FileEntry
+    key: str
+    onnx_sha256: str
+    profiles: tuple[ProfileEntry, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EngineSetEntry:
+    """The engines of a target.
+
+    Attributes:
+        key: Hash of everything that the engines and the choice among strategies were made from.
+        builder: "tensorrt" or "tensorrt_rtx".
+        tensorrt_version: Its version.
+        sm: Compute capability of the GPU, 87 for 8.7.
+        precision: Of weights and activations.
+        plugin_version: Of the plugin that the engines need; null where the site graphs are standard operators.
+        strategy: How the decoder's profiles were chosen: "one", "split" or "file".
+        strategy_bytes: Size of all engines by strategy that was tried.
+        engines: By graph.
+    """
+
+    key: str
+    builder: str
+    tensorrt_version: str
+    sm: int
+    precision: str
+    plugin_version: str | None
+    strategy: str
+    strategy_bytes: dict[str, int]
+    engines: dict[str, EngineEntry]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The manifest of a bundle."""
 
@@ -293,7 +359,7 @@ class Manifest:
     parity: dict[str, ParityEntry]
     rate: RateEntry | None = None
     calibration: dict[str, Any] | None = None
-    engines: dict[str, Any] = field(default_factory=dict)
+    engines: dict[str, EngineSetEntry] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -6,12 +6,29 @@ import pytest
 from tiny_manifest import write_files
 
 from edgeprune.errors import BundleError
-from edgeprune.manifest import MANIFEST_FILE, FileEntry, manifest_from_json, manifest_to_json
+from edgeprune.manifest import (
+    MANIFEST_FILE,
+    EngineEntry,
+    EngineSetEntry,
+    FileEntry,
+    ProfileEntry,
+    manifest_from_json,
+    manifest_to_json,
+)
 
 
 @pytest.fixture
 def manifest(tmp_path):
     return write_files(tmp_path)
+
+
+def engine_set() -> EngineSetEntry:
+    profile = ProfileEntry("decode", {"past": (1, 64, 511), "sequence": (1, 1, 1)})
+    file = FileEntry("engines/orin/vision-0.engine", "1" * 64, 3)
+    engine = EngineEntry(file, "2" * 64, "3" * 64, (profile,), 0.5)
+    return EngineSetEntry(
+        "4" * 64, "tensorrt", "10.3.0", 87, "fp16", None, "one", {"one": 3}, {"vision": engine}
+    )
 
 
 def refuse(path, data, match):
@@ -24,7 +41,9 @@ def refuse(path, data, match):
 
 def test_round_trip(manifest, tmp_path):
     assert manifest_from_json(tmp_path / MANIFEST_FILE) == manifest
-    other = replace(manifest, calibration={"sites": [1, 2.5, "ü"]}, engines={"orin": {"sm": 87}}, probe=None)
+    other = replace(
+        manifest, calibration={"sites": [1, 2.5, "ü"]}, engines={"orin": engine_set()}, probe=None
+    )
     (tmp_path / "other.json").write_text(manifest_to_json(other), encoding="utf-8")
     assert manifest_from_json(tmp_path / "other.json") == other
     assert other != manifest
@@ -117,6 +136,13 @@ def test_sites_and_segments_that_do_not_alternate(manifest, tmp_path):
     data = json.loads(manifest_to_json(manifest))
     data["sites"] = []
     refuse(tmp_path / MANIFEST_FILE, data, "sites do not lie between")
+
+
+@pytest.mark.parametrize("sizes", [[1, 2], [3, 2, 4], [1, 5, 4], [-1, 0, 1]])
+def test_a_profile_that_is_no_range(manifest, tmp_path, sizes):
+    data = json.loads(manifest_to_json(replace(manifest, engines={"orin": engine_set()})))
+    data["engines"]["orin"]["engines"]["vision"]["profiles"][0]["ranges"]["past"] = sizes
+    refuse(tmp_path / "manifest.json", data, "profile 'decode': past is")
 
 
 @pytest.mark.parametrize(
