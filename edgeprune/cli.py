@@ -234,6 +234,107 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--target", required=True, help="Device to build for; edgeprune targets lists them.")
+@click.option("--precision", help="fp32, fp16 …; the bundle's own by default.")
+@click.option(
+    "--profiles",
+    "profile_choice",
+    default="auto",
+    show_default=True,
+    help="auto, one, split, or a JSON file of optimization profiles.",
+)
+@click.option("--max-images", type=int, help="Most typical pictures in a prompt.")
+@click.option("--max-sequence", type=int, help="Most tokens of a prompt with its answer.")
+@click.option("--workspace", type=float, metavar="MIB", help="Most scratch memory of a layer.")
+@click.option("--memory", type=float, metavar="GIB", help="Memory of the device, if not the target's.")
+@click.option(
+    "--kit",
+    type=click.Path(path_type=Path),
+    help="Write what to carry to the device, and build nothing here.",
+)
+@click.pass_obj
+def build(
+    interruption: Interruption,
+    bundle: Path,
+    target: str,
+    precision: str | None,
+    profile_choice: str,
+    max_images: int | None,
+    max_sequence: int | None,
+    workspace: float | None,
+    memory: float | None,
+    kit: Path | None,
+) -> None:
+    """Build the TensorRT engines of BUNDLE for a device and put them into it."""
+    from edgeprune.runtimes import device_kit, engine_build
+
+    workspace_bytes = None if workspace is None else int(workspace * 2**20)
+    if kit is not None:
+        written = device_kit.write_kit(
+            bundle,
+            kit,
+            target,
+            precision=precision,
+            profile_choice=profile_choice,
+            max_images=max_images,
+            max_sequence=max_sequence,
+            workspace=workspace_bytes,
+            memory_gib=memory,
+        )
+        click.echo(f"{kit}: {written} files; carry the folder to the device and run build.sh there")
+        return
+    from edgeprune.export.progress import ProgressBars
+
+    with ProgressBars(interruption.check) as progress:
+        engines = engine_build.build(
+            bundle,
+            target,
+            precision=precision,
+            profile_choice=profile_choice,
+            max_images=max_images,
+            max_sequence=max_sequence,
+            workspace=workspace_bytes,
+            memory_gib=memory,
+            progress=progress,
+        )
+    tried = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in engines.strategy_bytes.items())
+    click.echo(
+        f"{bundle}: {len(engines.engines)} {engines.precision} engines for {target} (SM {engines.sm}) with "
+        f"{engines.builder} {engines.tensorrt_version}; profiles '{engines.strategy}' ({tried})"
+    )
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def targets(as_json: bool) -> None:
+    """List the devices that engines are built for."""
+    from edgeprune import targets as target_table
+
+    found = target_table.targets()
+    if as_json:
+        click.echo(json.dumps(to_json(found), ensure_ascii=False))
+        return
+    table = Table("target", "device", "SM", "GiB", "GB/s", "dense TOPS", "without", "TensorRT")
+    for entry in found:
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in entry.tops.items())
+        lacking = [name for name in target_table.PRECISIONS if name not in entry.precisions]
+        memory = f"{entry.memory_bytes / target_table.GIB:.0f}{' shared' if entry.shared_memory else ''}"
+        versions = f"{entry.tensorrt[0]} … {entry.tensorrt[1]}{', RTX' if entry.rtx else ''}"
+        table.add_row(
+            entry.name,
+            entry.title,
+            str(entry.sm),
+            memory,
+            f"{entry.bandwidth / 1e9:.0f}",
+            rates or "unknown",
+            ", ".join(lacking) or "-",
+            versions,
+        )
+    _console().print(table)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def doctor(as_json: bool) -> None:
     """Show what is installed and what a missing piece is needed for."""

@@ -16,8 +16,8 @@ _PIECES = (
     ("onnxscript", ("onnxscript",), "exporting checkpoints", "export"),
     ("safetensors", ("safetensors",), "reading checkpoints", "export"),
     ("transformers", ("transformers",), "converting tokenizers", "export"),
-    ("tensorrt", ("tensorrt",), "TensorRT engines on NVIDIA GPUs and Jetson", "tensorrt"),
-    ("tensorrt_rtx", ("tensorrt-rtx-cu13",), "TensorRT engines on RTX GPUs", "rtx"),
+    ("tensorrt", ("tensorrt",), "building TensorRT engines on the device itself", "tensorrt"),
+    ("tensorrt_rtx", ("tensorrt-rtx-cu13",), "building TensorRT engines for RTX GPUs", "rtx"),
 )
 
 

@@ -1,0 +1,204 @@
+"""What to carry to a device whose engines must be built there: graphs, the exact ``trtexec`` lines, checksums."""
+
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import edgeprune.plugins
+from edgeprune.bundle import sha256_of, writing
+from edgeprune.errors import BundleError, EngineError
+from edgeprune.manifest import MANIFEST_FILE, GraphEntry, ProfileEntry, TensorEntry
+from edgeprune.runtimes.engine_build import BuildPlan, plan_build
+from edgeprune.runtimes.engine_builder import input_range
+from edgeprune.runtimes.engine_profiles import AUTO, ONE
+from edgeprune.runtimes.engine_store import ENGINES_FOLDER
+
+BUILD_SCRIPT, CHECKSUMS, README = "build.sh", "SHA256SUMS", "README.md"
+BUNDLE_FOLDER, PLUGIN_FOLDER = "bundle", "plugins"
+# TensorRT reads ONNX's Attention, RotaryEmbedding and RMSNormalization, which opset 23 has, from here on.
+_FUSED_OPSET, _FUSED_TENSORRT = 23, (10, 15)
+_SOURCES = ("*.cu", "*.cuh", "*.cpp", "*.h", "*.hpp", "CMakeLists.txt", "*.cmake")
+
+
+def write_kit(
+    bundle: str | Path,
+    output: str | Path,
+    target: str,
+    *,
+    precision: str | None = None,
+    profile_choice: str | Path = AUTO,
+    max_images: int | None = None,
+    max_sequence: int | None = None,
+    workspace: int | None = None,
+    memory_gib: float | None = None,
+) -> int:
+    """Write the kit of a target; arguments as in :func:`edgeprune.runtimes.engine_build.build`.
+
+    With the profiles "auto" the device cannot compare two builds by itself, so the kit takes those that need least.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        EngineError: The folder exists, or the profiles do not fit.
+        TargetError: The target is unknown or lacks the precision.
+        BundleError: The bundle is unusable, or the folder cannot be written.
+    """
+    folder = Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise EngineError(f"{folder} exists and is not empty: choose another folder for the kit")
+    plan = plan_build(
+        bundle,
+        target,
+        precision=precision,
+        profile_choice=ONE if profile_choice == AUTO else profile_choice,
+        max_images=max_images,
+        max_sequence=max_sequence,
+        memory_gib=memory_gib,
+    )
+    (by_graph,) = plan.candidates.values()
+    with writing(folder) as partial:
+        carried = partial / BUNDLE_FOLDER
+        _copy(plan.bundle.path, MANIFEST_FILE, carried)
+        for entry in plan.bundle.manifest.files():
+            _copy(plan.bundle.path, entry.path, carried)
+        for source in _plugin_sources():
+            _copy(source[0], source[1], partial / PLUGIN_FOLDER)
+        script = partial / BUILD_SCRIPT
+        script.write_text(build_script(plan, by_graph, workspace), encoding="utf-8")
+        script.chmod(0o755)
+        (partial / README).write_text(_readme(plan), encoding="utf-8")
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        lines = [f"{sha256_of(path)}  {path.relative_to(partial).as_posix()}" for path in files]
+        (partial / CHECKSUMS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return len(files) + 1
+
+
+def trtexec_arguments(
+    graph: GraphEntry, profiles: Sequence[ProfileEntry], *, workspace: int | None = None
+) -> list[str]:
+    """What ``trtexec`` is told of one graph, besides its files."""
+    arguments = ["--stronglyTyped", "--skipInference"]
+    if workspace is not None:
+        arguments.append(f"--memPoolSize=workspace:{max(1, workspace // 2**20)}M")
+    for index, profile in enumerate(profiles):
+        shapes = {tensor.name: _shapes(tensor, profile.ranges) for tensor in graph.inputs}
+        given = {name: sizes for name, sizes in shapes.items() if sizes is not None}
+        if not given:
+            continue
+        if len(profiles) > 1:
+            arguments.append(f"--profile={index}")
+        for kind, place in (("min", 0), ("opt", 1), ("max", 2)):
+            text = ",".join(f"{name}:{sizes[place]}" for name, sizes in given.items())
+            arguments.append(f"--{kind}Shapes={text}")
+    return arguments
+
+
+def build_script(
+    plan: BuildPlan, by_graph: Mapping[str, tuple[ProfileEntry, ...]], workspace: int | None
+) -> str:
+    """The shell script that builds every graph of a plan."""
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# Builds the {plan.precision} engines of this kit on {plan.target.title}. Engines that are whole are kept.",
+        "set -euo pipefail",
+        'cd "$(dirname "${BASH_SOURCE[0]}")"',
+        "TRTEXEC=${TRTEXEC:-$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}",
+        'if [ ! -x "$TRTEXEC" ]; then',
+        '    echo "trtexec is missing: install TensorRT from JetPack, or set TRTEXEC to its path" >&2',
+        "    exit 1",
+        "fi",
+        f"sha256sum --quiet --check {CHECKSUMS} || {{",
+        '    echo "a file of the kit is damaged: copy the kit again" >&2',
+        "    exit 1",
+        "}",
+        f"OUT={BUNDLE_FOLDER}/{ENGINES_FOLDER}/{plan.target.name}",
+        'mkdir -p "$OUT"',
+        "build() {",
+        "    local graph=$1",
+        "    shift",
+        '    if [ -s "$OUT/$graph.engine" ]; then',
+        '        echo "$graph: built before"',
+        "        return",
+        "    fi",
+        f'    "$TRTEXEC" --onnx="{BUNDLE_FOLDER}/$graph.onnx" --saveEngine="$OUT/$graph.partial" "$@" \\',
+        '        > "$OUT/$graph.log" 2>&1 || {',
+        '        rm -f "$OUT/$graph.partial"',
+        '        echo "$graph: trtexec failed, see $OUT/$graph.log" >&2',
+        "        exit 1",
+        "    }",
+        '    mv "$OUT/$graph.partial" "$OUT/$graph.engine"',
+        '    echo "$graph: built"',
+        "}",
+        "",
+    ]
+    for name, graph in plan.bundle.manifest.graphs.items():
+        arguments = trtexec_arguments(graph, by_graph[name], workspace=workspace)
+        lines.append(" \\\n    ".join([f"build {name}", *(shlex.quote(word) for word in arguments)]))
+    lines.append('echo "the engines are in $OUT"')
+    return "\n".join(lines) + "\n"
+
+
+def _shapes(tensor: TensorEntry, ranges: Mapping[str, tuple[int, ...]]) -> list[str] | None:
+    """Least, tuned-for and greatest size as ``trtexec`` writes them; None where nothing is dynamic."""
+    if tensor.name in ranges and not tensor.shape:
+        return [str(size) for size in ranges[tensor.name]]
+    if not any(isinstance(dim, str) for dim in tensor.shape):
+        return None
+    return ["x".join(str(size) for size in shape) for shape in input_range(tensor.shape, ranges)]
+
+
+def _plugin_sources() -> list[tuple[Path, str]]:
+    """The plugin's source files with the folders that they lie in; empty as long as there are none."""
+    found: list[tuple[Path, str]] = []
+    for place in edgeprune.plugins.__path__:
+        root = Path(place).resolve()
+        for pattern in _SOURCES:
+            found += [(root, path.relative_to(root).as_posix()) for path in sorted(root.rglob(pattern))]
+    return found
+
+
+def _copy(source: Path, name: str, folder: Path) -> None:
+    destination = folder / name
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(source / name, destination)
+    except OSError as error:
+        raise BundleError(
+            f"cannot copy {source / name} ({error.strerror or error}): free disk space or copy the bundle again"
+        ) from error
+
+
+def _readme(plan: BuildPlan) -> str:
+    manifest, target = plan.bundle.manifest, plan.target
+    needed = target.tensorrt[0]
+    if manifest.opset >= _FUSED_OPSET:
+        needed = max(needed, ".".join(str(part) for part in _FUSED_TENSORRT), key=_version)
+    opset = ""
+    if _version(needed) > _version(target.tensorrt[0]):
+        opset = (
+            f"\nThis bundle has ONNX opset {manifest.opset}, which TensorRT reads from {needed} on. For TensorRT "
+            f"{target.tensorrt[0]} export with `--opset 20` and write the kit again.\n"
+        )
+    return f"""# Engines for {target.title}
+
+Engines of TensorRT run on the GPU and the TensorRT that built them, so these are built on the device.
+
+1. Copy this folder to the device. About {plan.memory.run / 2**30:.1f} GiB must be free there to run, about
+   {plan.memory.build / 2**30:.1f} GiB to build; on a board with little memory add swap and close the desktop.
+2. TensorRT {needed} to {target.tensorrt[1]}.x must be installed (on a Jetson it comes with JetPack), with `trtexec`.
+3. Run `./{BUILD_SCRIPT}`. It checks `{CHECKSUMS}`, then builds one engine per graph into
+   `{BUNDLE_FOLDER}/{ENGINES_FOLDER}/{target.name}/`, with a log beside each. It may be interrupted and run again.
+{opset}
+The engines are {plan.precision}, strongly typed, for prompts of up to {plan.limits.sequence} tokens with
+{plan.limits.images} pictures. The site graphs are standard operators: no plugin is needed.
+
+Neither these lines nor the engines have been run on this device by whoever wrote the kit. Where edgeprune is installed
+on the device, `edgeprune build {BUNDLE_FOLDER} --target {target.name}` does the same and enters the engines into
+`{BUNDLE_FOLDER}/{MANIFEST_FILE}`, which this script does not.
+"""
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))

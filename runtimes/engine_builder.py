@@ -1,0 +1,274 @@
+"""ONNX graph → serialized TensorRT engine."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgeprune import tensor_names as names
+from edgeprune.errors import EngineError
+from edgeprune.manifest import GraphEntry, ProfileEntry
+from edgeprune.runtimes.tensorrt_library import TensorRtLibrary
+
+# Inputs whose value, not only whose shape, TensorRT has to know before it runs a graph.
+_VALUE_INPUTS = (names.NUM_KEEP,)
+_POLL_SECONDS = 0.1
+
+
+class BuildProgress(Protocol):
+    """Hears what a build does; the command line draws a bar per graph from it."""
+
+    def graph(self, name: str, step: str, done: int, steps: int) -> None:
+        """``done`` of ``steps`` steps of a graph are over; ``step`` is the next or, at the end, the result."""
+
+
+@dataclass(frozen=True)
+class BuiltTensor:
+    """An input or output of the network that TensorRT parsed.
+
+    Attributes:
+        name: Its name.
+        dtype: As the manifest writes it.
+        shape: Sizes, -1 where dynamic.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What building gives.
+
+    Attributes:
+        data: The serialized engine; anything with the buffer protocol.
+        inputs: Its inputs.
+        outputs: Its outputs.
+        profiles: For each optimization profile, the least, tuned-for and greatest shape by input, of a shape input its
+            values, as TensorRT has taken them.
+    """
+
+    data: Any
+    inputs: tuple[BuiltTensor, ...]
+    outputs: tuple[BuiltTensor, ...]
+    profiles: tuple[dict[str, tuple[tuple[int, ...], ...]], ...]
+
+
+def build_engine(
+    library: TensorRtLibrary,
+    path: Path,
+    graph: GraphEntry,
+    profiles: Sequence[ProfileEntry],
+    *,
+    sm: int,
+    workspace: int | None = None,
+    step: Callable[[str, int, int], None] = lambda _step, _done, _steps: None,
+) -> BuiltEngine:
+    """Build the engine of one graph, strongly typed, with one optimization profile per entry.
+
+    Args:
+        library: The TensorRT to build with.
+        path: The ONNX file; its weights lie beside it.
+        graph: Its entry in the manifest.
+        profiles: The profiles; they name every dynamic dimension of the graph.
+        sm: Compute capability of the GPU.
+        workspace: Most bytes of scratch memory that a layer may use; None = TensorRT's own choice.
+        step: Hears of every step of TensorRT's; where it raises, the build is cancelled.
+
+    Raises:
+        EngineError: TensorRT refuses the graph or a profile.
+    """
+    trt = library.module
+    log = _log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(library.network_flags())
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(path)):
+        raise EngineError(_parser_message(parser, path, library))
+    _allow_decomposed_attention(trt, network)
+    config = builder.create_builder_config()
+    if workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    if library.is_rtx:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(library.compute_capability(sm), 0)
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    taken = []
+    for profile in profiles:
+        made, shapes = _profile(builder, graph, inputs, profile)
+        config.add_optimization_profile(made)
+        taken.append(shapes)
+    data = _serialize(trt, builder, network, config, step)
+    if data is None:
+        raise EngineError(
+            f"{library.name} {library.version} builds no engine of {path.name}: {log.last or 'no reason given'}"
+        )
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    return BuiltEngine(
+        data,
+        tuple(_described(trt, tensor) for tensor in inputs),
+        tuple(_described(trt, tensor) for tensor in outputs),
+        tuple(taken),
+    )
+
+
+def input_range(
+    shape: Sequence[int | str], ranges: Mapping[str, Sequence[int]]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Least, tuned-for and greatest shape of an input.
+
+    Raises:
+        EngineError: A dimension has no range.
+    """
+    missing = [dim for dim in shape if isinstance(dim, str) and dim not in ranges]
+    if missing:
+        raise EngineError(f"the dimension '{missing[0]}' has no range in the profile: update edgeprune")
+    least, tuned, greatest = (
+        tuple(ranges[dim][index] if isinstance(dim, str) else dim for dim in shape) for index in range(3)
+    )
+    return least, tuned, greatest
+
+
+def _profile(
+    builder: Any, graph: GraphEntry, inputs: Sequence[Any], profile: ProfileEntry
+) -> tuple[Any, dict[str, tuple[tuple[int, ...], ...]]]:
+    """TensorRT's profile, and what it then says that it holds."""
+    entries = {entry.name: entry for entry in graph.inputs}
+    made = builder.create_optimization_profile()
+    taken: dict[str, tuple[tuple[int, ...], ...]] = {}
+    for tensor in inputs:
+        entry = entries.get(tensor.name)
+        if entry is None:
+            raise EngineError(
+                f"the ONNX file has an input '{tensor.name}' that the manifest lacks: export again"
+            )
+        if tensor.is_shape_tensor:
+            if tensor.name not in _VALUE_INPUTS or tensor.name not in profile.ranges:
+                raise EngineError(
+                    f"TensorRT makes a shape of the values of '{tensor.name}': update edgeprune"
+                )
+            made.set_shape_input(tensor.name, *([size] for size in profile.ranges[tensor.name]))
+            taken[tensor.name] = tuple(tuple(values) for values in made.get_shape_input(tensor.name))
+        elif any(isinstance(dim, str) for dim in entry.shape):
+            made.set_shape(tensor.name, *input_range(entry.shape, profile.ranges))
+            taken[tensor.name] = tuple(tuple(shape) for shape in made.get_shape(tensor.name))
+    return made, taken
+
+
+def _allow_decomposed_attention(trt: Any, network: Any) -> None:
+    """Let TensorRT take Attention apart where it has no kernel for its type, head width or lengths.
+
+    It still fuses where it has one; without this the build fails, for float32 and for some head widths.
+    """
+    kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
+    if kind is None:
+        return
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == kind:
+            # The binding returns the base class.
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
+
+
+def _serialize(
+    trt: Any, builder: Any, network: Any, config: Any, step: Callable[[str, int, int], None]
+) -> Any:
+    """Build in a thread of its own, so that Ctrl-C reaches Python while TensorRT works."""
+    monitor = None
+    if hasattr(trt, "IProgressMonitor"):
+        monitor = _monitor(trt)
+        config.progress_monitor = monitor
+    result: list[Any] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            result.append(builder.build_serialized_network(network, config))
+        except Exception as error:  # noqa: BLE001 - it is raised again in the caller's thread
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="TensorRT build")
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            done, steps = (0, 1) if monitor is None else monitor.position()
+            step("build", done, steps)
+    except BaseException:
+        # TensorRT asks at its next step whether to go on; its objects must outlive the thread.
+        if monitor is not None:
+            monitor.cancelled = True
+        thread.join()
+        raise
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _monitor(trt: Any) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc] # the module is known at run time only
+        """Follows the outermost phase."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.cancelled = False
+            self._outermost = ""
+            self._position = (0, 1)
+
+        def position(self) -> tuple[int, int]:
+            return self._position
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self._outermost, self._position = phase_name, (0, max(1, num_steps))
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name == self._outermost:
+                self._position = (min(step + 1, self._position[1]), self._position[1])
+            return not self.cancelled
+
+        def phase_finish(self, phase_name: str) -> None:
+            if phase_name == self._outermost:
+                self._position = (self._position[1], self._position[1])
+
+    return Monitor()
+
+
+def _log(trt: Any) -> Any:
+    class Log(trt.ILogger):  # type: ignore[misc] # the module is known at run time only
+        """Remembers the last error."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.last = " ".join(message.split())
+
+    return Log()
+
+
+def _parser_message(parser: Any, path: Path, library: TensorRtLibrary) -> str:
+    if not parser.num_errors:
+        return (
+            f"{library.name} {library.version} cannot read {path.name}: copy the bundle again or export again"
+        )
+    error = parser.get_error(0)
+    place = f"{error.node_operator()} '{error.node_name()}'" if error.node_operator() else "the model"
+    reason = " ".join(error.desc().split())
+    return f"{library.name} {library.version} refuses {path.name} at {place}: {reason}"
+
+
+def _described(trt: Any, tensor: Any) -> BuiltTensor:
+    kinds = {
+        trt.DataType.FLOAT: "float32",
+        trt.DataType.HALF: "float16",
+        trt.DataType.INT64: "int64",
+        trt.DataType.INT32: "int32",
+        trt.DataType.BOOL: "bool",
+    }
+    return BuiltTensor(tensor.name, kinds.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))

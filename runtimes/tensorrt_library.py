@@ -1,0 +1,105 @@
+"""The TensorRT that is installed here: ``tensorrt`` (10.3 … 11) or TensorRT for RTX, through one set of calls."""
+
+import importlib
+import platform
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from edgeprune.errors import EngineError
+from edgeprune.targets import Target
+
+TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
+_KIT = "edgeprune build … --kit DIR writes what to carry to a machine that can"
+
+
+@dataclass(frozen=True)
+class TensorRtLibrary:
+    """An imported TensorRT.
+
+    Attributes:
+        name: "tensorrt" or "tensorrt_rtx".
+        version: Its version.
+        module: The module.
+    """
+
+    name: str
+    version: str
+    module: ModuleType
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether it builds for GPUs that this machine lacks."""
+        return self.name == TENSORRT_RTX
+
+    def network_flags(self) -> int:
+        """Strongly typed: a flag up to TensorRT 10, the only kind from 11 on."""
+        flags = self.module.NetworkDefinitionCreationFlag
+        return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+
+    def compute_capability(self, sm: int) -> Any:
+        """TensorRT for RTX's name of a GPU."""
+        return getattr(self.module.ComputeCapability, f"SM{sm}")
+
+
+def library_for(target: Target) -> TensorRtLibrary:
+    """The TensorRT that can build for a target on this machine.
+
+    TensorRT for RTX builds without a GPU, for the GPUs that it knows; TensorRT builds for the GPU in the machine only.
+
+    Raises:
+        EngineError: None can; the message names the remedy and the way round.
+    """
+    here = platform.machine()
+    if here != target.architecture:
+        raise EngineError(
+            f"engines for {target.title} must be built on {target.architecture}, this machine is {here}: {_KIT}"
+        )
+    if target.rtx and (found := _imported(TENSORRT_RTX)) is not None:
+        if hasattr(found.module.ComputeCapability, f"SM{target.sm}"):
+            return found
+        raise EngineError(
+            f"TensorRT for RTX {found.version} does not know SM {target.sm}: update it, or {_KIT}"
+        )
+    found = _imported(TENSORRT)
+    if found is not None and _is_of_this_machine(target):
+        _check_version(found, target)
+        return found
+    if found is not None:
+        raise EngineError(
+            f"TensorRT builds for the GPU in the machine, and that is no {target.title}: {_KIT}"
+        )
+    if target.rtx:
+        raise EngineError(
+            f"no TensorRT is installed to build for {target.title}: pip install 'edgeprune[rtx]', or {_KIT}"
+        )
+    raise EngineError(
+        f"engines for {target.title} are built on the device, where JetPack has TensorRT, not here: {_KIT}"
+    )
+
+
+def _imported(name: str) -> TensorRtLibrary | None:
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        return None
+    # The stub that PyPI has for some versions imports without a builder.
+    return TensorRtLibrary(name, str(module.__version__), module) if hasattr(module, "Builder") else None
+
+
+def _is_of_this_machine(target: Target) -> bool:
+    from edgeprune.this_machine import this_machine
+
+    own = this_machine()
+    return own is not None and own.sm == target.sm
+
+
+def _check_version(library: TensorRtLibrary, target: Target) -> None:
+    oldest, newest = target.tensorrt
+    have = tuple(int(part) for part in library.version.split(".")[:2])
+    least = tuple(int(part) for part in oldest.split("."))
+    if have < least or have[0] > int(newest):
+        raise EngineError(
+            f"TensorRT {library.version} is installed, {target.title} needs {oldest} to {newest}.x: install one, or "
+            f"{_KIT}"
+        )

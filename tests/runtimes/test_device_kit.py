@@ -1,0 +1,125 @@
+"""The kit that is carried to a device: whole, checkable, and with the shapes that the profiles say."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgeprune.bundle import Bundle
+from edgeprune.cli import main
+from edgeprune.errors import EngineError
+from edgeprune.runtimes.device_kit import trtexec_arguments, write_kit
+from edgeprune.runtimes.engine_builder import input_range
+from edgeprune.runtimes.engine_profiles import SPLIT, Limits, profiles
+
+
+@pytest.fixture(scope="module")
+def kit(combined_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kit of AdaptPrune and PyramidDrop for an Orin Nano."""
+    folder = tmp_path_factory.mktemp("kit") / "kit"
+    write_kit(combined_bundle, folder, "orin-nano-8", profile_choice=SPLIT, workspace=64 * 2**20)
+    return folder
+
+
+def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {"PATH": "/usr/bin:/bin", **environment}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=variables, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_bundle_in_it_opens(kit, combined_bundle):
+    assert Bundle.open(kit / "bundle", check_all=True).manifest == Bundle.open(combined_bundle).manifest
+
+
+def test_checksums_cover_every_file(kit):
+    assert run("sha256sum --quiet --check SHA256SUMS", kit).returncode == 0
+    listed = {line.split("  ")[1] for line in (kit / "SHA256SUMS").read_text().splitlines()}
+    files = {path.relative_to(kit).as_posix() for path in kit.rglob("*") if path.is_file()}
+    assert listed == files - {"SHA256SUMS"}
+    assert {"build.sh", "README.md", "bundle/manifest.json", "bundle/site0.onnx"} < listed
+
+
+def test_every_graph_is_built_with_the_shapes_of_its_profiles(kit):
+    manifest = Bundle.open(kit / "bundle").manifest
+    script = (kit / "build.sh").read_text().replace("\\\n", " ")
+    lines = {
+        words[1]: words[2:] for words in map(shlex.split, re.findall(r"^build \w.*$", script, re.MULTILINE))
+    }
+    assert set(lines) == set(manifest.graphs)
+    for name, entries in profiles(manifest, Limits.of(manifest), SPLIT).items():
+        words = lines[name]
+        assert words[:3] == ["--stronglyTyped", "--skipInference", "--memPoolSize=workspace:64M"]
+        assert [word for word in words if word.startswith("--profile=")] == (
+            [f"--profile={index}" for index in range(len(entries))] if len(entries) > 1 else []
+        )
+        for kind, place in (("min", 0), ("opt", 1), ("max", 2)):
+            options = [word.partition("=")[2] for word in words if word.startswith(f"--{kind}Shapes=")]
+            assert len(options) == len(entries)
+            for option, entry in zip(options, entries, strict=True):
+                given = dict(pair.split(":") for pair in option.split(","))
+                for tensor in manifest.graphs[name].inputs:
+                    if any(isinstance(dim, str) for dim in tensor.shape):
+                        shape = input_range(tensor.shape, entry.ranges)[place]
+                        assert tuple(int(size) for size in given.pop(tensor.name).split("x")) == shape
+                    elif tensor.name == "num_keep":
+                        assert int(given.pop("num_keep")) == entry.ranges["num_keep"][place]
+                assert given == {}
+
+
+def test_a_static_graph_needs_no_shapes(kit):
+    graph = Bundle.open(kit / "bundle").manifest.graphs["gather"]
+    static = type(graph)(graph.file, graph.data, (), ())
+    assert trtexec_arguments(static, []) == ["--stronglyTyped", "--skipInference"]
+
+
+def test_without_trtexec_the_script_says_so(kit):
+    result = run("./build.sh", kit, TRTEXEC="/nowhere/trtexec")
+    assert result.returncode == 1
+    assert "trtexec is missing: install TensorRT from JetPack, or set TRTEXEC" in result.stderr
+
+
+def test_a_damaged_kit_is_noticed_before_anything_is_built(kit):
+    graph = kit / "bundle" / "gather.onnx"
+    content = graph.read_bytes()
+    try:
+        graph.write_bytes(content[:-1])
+        # Any program stands for trtexec: the script must stop before it.
+        result = run("./build.sh", kit, TRTEXEC="/bin/false")
+    finally:
+        graph.write_bytes(content)
+    assert result.returncode == 1
+    assert "a file of the kit is damaged: copy the kit again" in result.stderr
+    assert not (kit / "bundle" / "engines").exists()
+
+
+def test_the_readme_says_what_to_do_and_what_nobody_did(kit):
+    text = (kit / "README.md").read_text()
+    for part in ("Jetson Orin Nano 8 GB", "./build.sh", "have been run on this device", "--opset 20"):
+        assert part in text
+
+
+def test_opset_20_needs_no_other_tensorrt(random_bundle, tmp_path):
+    write_kit(random_bundle, tmp_path / "kit", "orin-nx-8")
+    text = (tmp_path / "kit" / "README.md").read_text()
+    assert "TensorRT 10.3 to 11.x" in text
+    assert "--opset" not in text
+
+
+def test_the_command_and_a_folder_that_is_taken(random_bundle, tmp_path):
+    arguments = ["build", str(random_bundle), "--target", "agx-orin-64", "--kit", str(tmp_path / "kit")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "run build.sh there" in result.stdout
+    again = CliRunner().invoke(main, arguments)
+    assert again.exit_code == 1
+    assert "exists and is not empty" in again.stderr
+
+
+def test_what_does_not_fit_is_refused(random_bundle, tmp_path):
+    with pytest.raises(EngineError, match="too little: what helps is"):
+        write_kit(random_bundle, tmp_path / "kit", "orin-nano-4", memory_gib=1.6)
+    assert not (tmp_path / "kit").exists()

@@ -1,0 +1,308 @@
+"""Engines, built by the real TensorRT for RTX without a GPU: what it accepts, what is kept, what is refused."""
+
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from edgeprune.bundle import Bundle, file_entry, sha256_of
+from edgeprune.cli import main
+from edgeprune.errors import BundleError, EngineError
+from edgeprune.inspection import inspect
+from edgeprune.manifest import MANIFEST_FILE, Manifest, ProfileEntry, manifest_from_json, manifest_to_json
+from edgeprune.runtimes.engine_build import build
+from edgeprune.runtimes.engine_builder import build_engine
+from edgeprune.runtimes.engine_profiles import ONE, SPLIT, Limits, profiles
+from edgeprune.runtimes.tensorrt_library import library_for
+from edgeprune.targets import find_target
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is in the extra 'dev' on x86-64 Linux")
+# The builds take most of the time: one worker shares them.
+pytestmark = pytest.mark.xdist_group("engines")
+
+
+class Log:
+    """Remembers what a build reports; may end it."""
+
+    def __init__(self, interrupt_at: str = "") -> None:
+        self.finished: dict[str, str] = {}
+        self.interrupt_at = interrupt_at
+
+    def graph(self, name: str, step: str, done: int, steps: int) -> None:
+        if self.interrupt_at and name.startswith(self.interrupt_at) and step == "build":
+            raise KeyboardInterrupt
+        if done == steps:
+            self.finished[name] = step
+
+
+@pytest.fixture(scope="module")
+def built_folder(atp_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ATP's bundle with engines for SM 89, one profile each."""
+    folder = Path(shutil.copytree(atp_bundle, tmp_path_factory.mktemp("engines") / "atp"))
+    build(folder, "rtx40", profile_choice=ONE)
+    return folder
+
+
+@pytest.fixture
+def built(built_folder: Path, tmp_path: Path) -> Path:
+    """A copy of it to edit."""
+    return Path(shutil.copytree(built_folder, tmp_path / "atp"))
+
+
+def manifest_of(bundle: Path) -> Manifest:
+    return manifest_from_json(bundle / MANIFEST_FILE)
+
+
+def check_against_the_builder(bundle: Path, target: str, strategy: str, *graphs: str) -> None:
+    """TensorRT's inputs, outputs and profiles of the graphs, all if none is named, are those of the manifest and of the
+    profiles.
+    """
+    manifest, device = manifest_of(bundle), find_target(target)
+    library = library_for(device)
+    for name, entries in profiles(manifest, Limits.of(manifest), strategy).items():
+        if graphs and name not in graphs:
+            continue
+        graph = manifest.graphs[name]
+        engine = build_engine(library, bundle / graph.file.path, graph, entries, sm=device.sm)
+        assert engine.data.nbytes > 10_000
+        for found, expected in ((engine.inputs, graph.inputs), (engine.outputs, graph.outputs)):
+            assert [(tensor.name, tensor.dtype) for tensor in found] == [
+                (tensor.name, tensor.dtype) for tensor in expected
+            ]
+        for found, expected in zip(engine.inputs, graph.inputs, strict=True):
+            assert found.shape == tuple(-1 if isinstance(dim, str) else dim for dim in expected.shape)
+        assert len(engine.profiles) == len(entries)
+        for taken, entry in zip(engine.profiles, entries, strict=True):
+            for tensor in graph.inputs:
+                if not any(isinstance(dim, str) for dim in tensor.shape):
+                    continue
+                for place in range(3):
+                    assert taken[tensor.name][place] == tuple(
+                        entry.ranges[dim][place] if isinstance(dim, str) else dim for dim in tensor.shape
+                    )
+            if "num_keep" in taken:
+                assert taken["num_keep"] == tuple((size,) for size in entry.ranges["num_keep"])
+
+
+@pytest.mark.parametrize(
+    ("bundle", "target", "sm"),
+    [("atp_float16_bundle", "rtx30", 86), ("ivtp_bundle", "rtx40", 89), ("combined_bundle", "rtx50", 120)],
+)
+def test_every_graph_builds_with_prefill_and_decode_profiles(bundle, target, sm, request):
+    """ATP at half precision, IVTP with its guide, AdaptPrune with its loop and PyramidDrop."""
+    assert find_target(target).sm == sm
+    check_against_the_builder(request.getfixturevalue(bundle), target, SPLIT)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "graphs"),
+    [("dyrate_bundle", ("site0", "rate", "compact")), ("random_bundle", ("vision", "segment0"))],
+)
+def test_other_graphs_build(bundle, graphs, request):
+    """DyRate's rate and compaction, and opset 20."""
+    check_against_the_builder(request.getfixturevalue(bundle), "rtx30", ONE, *graphs)
+
+
+def test_a_build_enters_its_engines(built_folder):
+    manifest = manifest_of(built_folder)
+    entry = manifest.engines["rtx40"]
+    assert (entry.builder, entry.sm, entry.precision, entry.plugin_version) == (
+        "tensorrt_rtx",
+        89,
+        "fp32",
+        None,
+    )
+    assert entry.tensorrt_version == find_installed_version()
+    assert set(entry.engines) == set(manifest.graphs)
+    for name, engine in entry.engines.items():
+        path = built_folder / engine.file.path
+        assert path.parent == built_folder / "engines" / "rtx40"
+        assert (path.stat().st_size, sha256_of(path)) == (engine.file.bytes, engine.file.sha256)
+        assert engine.onnx_sha256 == manifest.graphs[name].file.sha256
+        assert engine.seconds > 0
+    assert entry.strategy_bytes == {ONE: sum(engine.file.bytes for engine in entry.engines.values())}
+    assert inspect(built_folder).engines == ("rtx40",)
+
+
+def find_installed_version() -> str:
+    import tensorrt_rtx
+
+    return tensorrt_rtx.__version__
+
+
+def test_a_second_build_builds_nothing(built):
+    before = (built / MANIFEST_FILE).read_bytes()
+    log, started = Log(), time.perf_counter()
+    build(built, "rtx40", profile_choice=ONE, progress=log)
+    assert time.perf_counter() - started < 2
+    assert len(log.finished) == len(manifest_of(built).graphs)
+    assert all(step.endswith("built before") for step in log.finished.values())
+    assert (built / MANIFEST_FILE).read_bytes() == before
+
+
+def test_auto_records_both_and_takes_what_fits(built):
+    """The tiny model's engines are 18 and 25 MB: with room for both, prefill and decode get their own profiles."""
+    log = Log()
+    roomy = build(built, "rtx40", progress=log)
+    assert roomy.strategy == SPLIT
+    assert set(roomy.strategy_bytes) == {SPLIT, ONE}
+    assert roomy.strategy_bytes[SPLIT] > roomy.strategy_bytes[ONE]
+    assert len(roomy.engines["segment0"].profiles) == 2
+    files = {path.suffix for path in (built / "engines" / "rtx40").iterdir()}
+    assert files == {".engine", ".json"}
+    # Only the chosen engines stay, and choosing them again builds nothing.
+    assert len(list((built / "engines" / "rtx40").glob("*.engine"))) == len(roomy.engines)
+    again = Log()
+    assert build(built, "rtx40", progress=again) == roomy
+    assert all(step.endswith("built before") for step in again.finished.values())
+    # What is used beside the engines, the reserve and a little more than the smaller set: half a GiB and the estimate.
+    from edgeprune.runtimes.engine_build import plan_build
+
+    memory = plan_build(built, "rtx40").memory
+    between = (roomy.strategy_bytes[SPLIT] + roomy.strategy_bytes[ONE]) // 2
+    gib = (between + memory.run - memory.weights) / 2**30 + 0.5
+    assert build(built, "rtx40", memory_gib=gib).strategy == ONE
+
+
+@pytest.mark.parametrize("suffix", [".engine", ".json"])
+def test_a_damaged_engine_is_built_again(built, suffix):
+    entry = manifest_of(built).engines["rtx40"].engines["gather"]
+    path = (built / entry.file.path).with_suffix(suffix)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    log = Log()
+    engines = build(built, "rtx40", profile_choice=ONE, progress=log)
+    rebuilt = [name for name, step in log.finished.items() if not step.endswith("built before")]
+    assert rebuilt == ["gather (1 profile)"]
+    assert sha256_of(built / engines.engines["gather"].file.path) == engines.engines["gather"].file.sha256
+    assert manifest_of(built).engines["rtx40"] == engines
+
+
+def test_an_interrupted_build_keeps_the_old_engines(built):
+    before = manifest_of(built).engines["rtx40"]
+    with pytest.raises(KeyboardInterrupt):
+        build(built, "rtx40", profile_choice=ONE, max_sequence=256, progress=Log(interrupt_at="segment1"))
+    assert manifest_of(built).engines["rtx40"] == before
+    for engine in before.engines.values():
+        assert sha256_of(built / engine.file.path) == engine.file.sha256
+    assert not list(built.rglob("*.partial*"))
+    # What was whole by then is not built a second time, and what is not needed any more goes.
+    log = Log()
+    engines = build(built, "rtx40", profile_choice=ONE, max_sequence=256, progress=log)
+    assert log.finished["segment0 (1 profile)"].endswith("built before")
+    assert " in " in log.finished["segment1 (1 profile)"]
+    found = {path.name for path in (built / "engines" / "rtx40").glob("*.engine")}
+    assert found == {Path(engine.file.path).name for engine in engines.engines.values()}
+
+
+def test_targets_live_side_by_side(built):
+    build(built, "rtx30", profile_choice=ONE)
+    engines = manifest_of(built).engines
+    assert {name: entry.sm for name, entry in engines.items()} == {"rtx40": 89, "rtx30": 86}
+    assert engines["rtx40"].engines["segment0"].key != engines["rtx30"].engines["segment0"].key
+
+
+def test_the_builder_refuses_a_profile_that_contradicts_the_graph(built_folder):
+    """Hidden states of S rows and positions of other S rows."""
+    manifest, device = manifest_of(built_folder), find_target("rtx40")
+    graph = manifest.graphs["segment0"]
+    odd = replace(
+        graph,
+        inputs=tuple(
+            replace(tensor, shape=(1, "other")) if tensor.name == "position_ids" else tensor
+            for tensor in graph.inputs
+        ),
+    )
+    profile = ProfileEntry("odd", {"sequence": (5, 5, 5), "past": (0, 0, 0), "other": (7, 7, 7)})
+    with pytest.raises(EngineError, match=r"builds no engine of segment0\.onnx: .*contradictory"):
+        build_engine(library_for(device), built_folder / graph.file.path, odd, [profile], sm=device.sm)
+
+
+def test_a_damaged_onnx_file_is_named(built):
+    path = built / "gather.onnx"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(BundleError, match=r"gather\.onnx is not the file that was exported"):
+        build(built, "rtx40")
+
+
+def test_an_operator_that_tensorrt_refuses_is_named(built):
+    path = built / "gather.onnx"
+    model = onnx.load(path)
+    del model.functions[:]
+    (node,) = model.graph.node
+    names, outputs = list(node.input), list(node.output)
+    del model.graph.node[:]
+    model.graph.node.append(onnx.helper.make_node("NonZero", names[:1], ["nonzero"], name="find"))
+    model.graph.node.extend(
+        onnx.helper.make_node("Identity", [name], [output], name=output)
+        for name, output in zip(names[1:], outputs, strict=True)
+    )
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("nonzero", onnx.TensorProto.INT64, [1, None])
+    )
+    onnx.save(model, path)
+    manifest = manifest_of(built)
+    graph = replace(manifest.graphs["gather"], file=file_entry(built, path))
+    manifest = replace(manifest, graphs={**manifest.graphs, "gather": graph})
+    (built / MANIFEST_FILE).write_text(manifest_to_json(manifest))
+    with pytest.raises(EngineError, match=r"refuses gather\.onnx at NonZero 'find'") as caught:
+        build(built, "rtx40", profile_choice=ONE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "rtx99"], "target 'rtx99' is unknown, known: orin-nano-4"),
+        (["--target", "orin-nx-16", "--precision", "fp8"], "has no fp8: choose fp32, fp16, bf16, int8, int4"),
+        (["--target", "rtx40", "--precision", "fp4"], "has no fp4: choose"),
+        (["--target", "rtx40", "--precision", "half"], "precision 'half' is unknown"),
+        (["--target", "rtx40", "--precision", "fp16"], "export with --dtype float16 for fp16 engines"),
+        (["--target", "rtx40", "--precision", "int8"], "need a bundle quantized to int8"),
+        (["--target", "orin-nano-8"], "--kit DIR writes what to carry"),
+        (["--target", "rtx40", "--profiles", "wide"], "neither a file nor one of auto, one, split"),
+        (["--target", "rtx40", "--max-sequence", "100000"], "exceeds the model's context of 512"),
+        (["--target", "rtx40", "--max-images", "0"], "--max-images is 0"),
+        (["--target", "rtx40", "--workspace", "0"], "--workspace is 0"),
+        (["--target", "rtx40", "--memory", "0"], "--memory is 0"),
+        (["--target", "rtx40", "--memory", "0.6"], "too little: what helps is"),
+        (["--target", "this"], "no NVIDIA GPU"),
+    ],
+)
+def test_what_is_refused_is_refused_in_one_line(built_folder, arguments, message):
+    if arguments == ["--target", "this"] and find_gpu():
+        pytest.skip("this machine has a GPU")
+    before = (built_folder / MANIFEST_FILE).read_bytes()
+    result = CliRunner().invoke(main, ["build", str(built_folder), *arguments])
+    assert result.exit_code == 1, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("edgeprune: ")
+    assert message in line
+    assert (built_folder / MANIFEST_FILE).read_bytes() == before
+
+
+def find_gpu() -> bool:
+    from edgeprune.this_machine import this_machine
+
+    return this_machine() is not None
+
+
+def test_the_command(built, tmp_path):
+    file = tmp_path / "profiles.json"
+    file.write_text(json.dumps({"gather": [{"kept": [1, 20, 100]}, {}]}))
+    result = CliRunner().invoke(main, ["build", str(built), "--target", "rtx40", "--profiles", str(file)])
+    assert result.exit_code == 0, result.output
+    assert f"{len(manifest_of(built).graphs)} fp32 engines for rtx40 (SM 89)" in result.stdout
+    assert "profiles 'file'" in result.stdout
+    ranges = [
+        profile.ranges["kept"] for profile in manifest_of(built).engines["rtx40"].engines["gather"].profiles
+    ]
+    assert ranges[0] == (1, 20, 100)
+    assert ranges[1][2] == 512
+    assert Bundle.open(built, check_all=True)
