@@ -114,8 +114,9 @@ def merge_similar(metric: Tensor, tokens: TowerTokens, num_merged: int) -> Tower
         a, b = x[:, ::2], x[:, 1::2]
         size = x.shape[-1]
         gone = a.gather(1, merged.unsqueeze(-1).expand(-1, -1, size))
-        b = b.scatter_add(1, target.unsqueeze(-1).expand(-1, -1, size), gone)
-        return a.gather(1, left.unsqueeze(-1).expand(-1, -1, size)), b
+        # As a product: TensorRT takes no scatter that adds.
+        into = target.unsqueeze(1) == torch.arange(b.shape[1], device=b.device)[None, :, None]
+        return a.gather(1, left.unsqueeze(-1).expand(-1, -1, size)), b + into.to(b.dtype) @ gone
 
     both = torch.cat(split(torch.cat((weighted, sizes.unsqueeze(-1)), dim=2)), dim=1)
     new_sizes = both[:, :, width]

@@ -224,8 +224,9 @@ def _dpp(opset_version: int) -> ir.Function:
     finite = body.op("LessOrEqual", body.op("Abs", given, name="absolute"), highest, name="finite")
     kernel = body.op("Where", finite, given, nothing, name="kernel_finite")
     column = body.op("Unsqueeze", positions, body.constant([1], name="column_axis"), name="column")
-    diagonal = body.op("GatherElements", kernel, column, name="diagonal_column", axis=1)
-    gain = body.op("Squeeze", diagonal, body.constant([1], name="diagonal_axis"), name="diagonal")
+    # Not by GatherElements and Squeeze: with the Loop behind them, TensorRT for RTX fails with an internal error.
+    pairs = body.op("Concat", column, column, name="diagonal_places", axis=1)
+    gain = body.op("GatherND", kernel, pairs, name="diagonal")
 
     num_keep = body.op(
         "Reshape", body.input("num_keep"), body.constant([1], name="one"), name="num_keep_vector"

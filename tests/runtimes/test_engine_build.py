@@ -101,10 +101,16 @@ def test_every_graph_builds_with_prefill_and_decode_profiles(bundle, target, sm,
 
 @pytest.mark.parametrize(
     ("bundle", "graphs"),
-    [("dyrate_bundle", ("site0", "rate", "compact")), ("random_bundle", ("vision", "segment0"))],
+    [
+        ("dyrate_bundle", ("site0", "rate", "compact")),
+        ("random_bundle", ("vision", "segment0")),
+        ("cdpruner_bundle", ("site0", "site1")),
+        ("sparsevlm_bundle", ("site0",)),
+        ("tower_bundle", ("vision",)),
+    ],
 )
 def test_other_graphs_build(bundle, graphs, request):
-    """DyRate's rate and compaction, and opset 20."""
+    """DyRate's rate and compaction, opset 20, CDPruner's loop and DART, a site that merges, and a tower with ToMe."""
     check_against_the_builder(request.getfixturevalue(bundle), "rtx30", ONE, *graphs)
 
 
