@@ -1,11 +1,13 @@
 """The image processor settings of a Hugging Face checkpoint, as data for the bundle."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import BundleError, CheckpointError
+from edgeprune.runtimes.anyres import DEFAULT_PINPOINTS, AnyresPreprocessing
 from edgeprune.runtimes.pictures import PicturePreprocessing
 from edgeprune.runtimes.preprocessing import RESAMPLING, ImagePreprocessing
 
@@ -15,6 +17,8 @@ _CLIP_CLASSES = (
     "CLIPImageProcessorPil",
     "CLIPFeatureExtractor",
 )
+
+_ANYRES_CLASSES = ("LlavaNextImageProcessor", "LlavaNextImageProcessorFast", "LlavaNextImageProcessorPil")
 
 # What CLIPImageProcessor assumes for the keys that a checkpoint leaves out.
 _CLIP_DEFAULTS: dict[str, Any] = {
@@ -74,20 +78,72 @@ def image_preprocessing_from_checkpoint(path: Path) -> ImagePreprocessing:
         CheckpointError: There are no settings, they are for another processor, or an option is not supported.
     """
     source, settings = _read_settings(path)
+    return _from_clip_settings(source, _checked(source, settings, _CLIP_CLASSES, _CLIP_DEFAULTS))
+
+
+def anyres_preprocessing_from_checkpoint(path: Path) -> AnyresPreprocessing:
+    """Read processor_config.json or preprocessor_config.json of a LLaVA-NeXT checkpoint.
+
+    The pixels will be those of the Pillow backend; transformers' torchvision backend resamples slightly differently.
+
+    Raises:
+        CheckpointError: There are no settings, they are for another processor, they contradict config.json, or an
+            option is not supported.
+    """
+    source, settings = _read_settings(path)
+    # transformers pads a batch to equally many tiles, which the model takes off again.
+    defaults = {**_CLIP_DEFAULTS, "image_grid_pinpoints": DEFAULT_PINPOINTS, "do_pad": True}
+    checked = _checked(source, settings, _ANYRES_CLASSES, defaults)
+    # A tile has the size of its crop already.
+    crop = _from_clip_settings(source, {**checked, "do_center_crop": True})
+    side, sizes = crop.input_size[0], {crop.shortest_edge, *(crop.resize_to or ()), *crop.input_size} - {None}
+    config = _read_object(path / "config.json")
+    expected = (config.get("vision_config") or {}).get("image_size", 336)
+    if sizes != {expected}:
+        raise CheckpointError(
+            f"{source} has size {checked['size']} and crop_size {checked['crop_size']}, supported: both "
+            f"{expected}, the side of the vision tower's input"
+        )
+    pinpoints = _pinpoints(source, checked["image_grid_pinpoints"])
+    stated = config.get("image_grid_pinpoints")
+    if pinpoints != _pinpoints(path / "config.json", DEFAULT_PINPOINTS if stated is None else stated):
+        raise CheckpointError(
+            f"{source} and {path / 'config.json'} have different image_grid_pinpoints: correct the one that is wrong"
+        )
+    try:
+        return AnyresPreprocessing(
+            replace(crop, shortest_edge=None, resize_to=(side, side), center_crop=None), pinpoints
+        )
+    except BundleError as error:
+        raise CheckpointError(f"{source} does not describe a usable preprocessing: {error}") from error
+
+
+def _pinpoints(source: Path, value: Any) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple((int(height), int(width)) for height, width in value)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} has image_grid_pinpoints {value!r}, expected pairs of height and width"
+        ) from error
+
+
+def _checked(
+    source: Path, settings: dict[str, Any], classes: Sequence[str], defaults: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings with defaults, if they are for one of the classes and nothing in them is unknown."""
     class_name = settings.get("image_processor_type") or settings.get("feature_extractor_type")
-    if class_name not in _CLIP_CLASSES:
+    if class_name not in classes:
         raise CheckpointError(
             f"{source} asks for the image processor {class_name}, which is not supported: "
-            f"use one of {', '.join(_CLIP_CLASSES)}"
+            f"use one of {', '.join(classes)}"
         )
     for key, value in settings.items():
-        if key not in _CLIP_DEFAULTS and key not in _INERT and value not in (None, False):
+        if key not in defaults and key not in _INERT and value not in (None, False):
             raise CheckpointError(
                 f"{source} sets {key} to {value!r}, which is not supported: "
                 "remove it if the model works without it"
             )
-    given = {key: value for key, value in settings.items() if value is not None}
-    return _from_clip_settings(source, {**_CLIP_DEFAULTS, **given})
+    return {**defaults, **{key: value for key, value in settings.items() if value is not None}}
 
 
 def _from_clip_settings(source: Path, settings: dict[str, Any]) -> ImagePreprocessing:
@@ -121,6 +177,7 @@ def _from_clip_settings(source: Path, settings: dict[str, Any]) -> ImagePreproce
 
 _READERS: dict[str, Callable[[Path], PicturePreprocessing]] = {
     "llava": image_preprocessing_from_checkpoint,
+    "llava_next": anyres_preprocessing_from_checkpoint,
 }
 
 

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgeprune.errors import BundleError
+from edgeprune.runtimes.anyres import AnyresPreprocessing
 from edgeprune.runtimes.pictures import PicturePreprocessing
 from edgeprune.runtimes.preprocessing import ImagePreprocessing
 
 KINDS: dict[str, Callable[[Mapping[str, Any]], PicturePreprocessing]] = {
+    "anyres": AnyresPreprocessing.from_json,
     "crop": ImagePreprocessing.from_json,
 }
 

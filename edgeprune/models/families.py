@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeprune.models.llava import LlavaConfig, LlavaModel
+from edgeprune.models.llava_next import LlavaNextConfig, LlavaNextModel
 from edgeprune.models.vision_language import VisionLanguageModel
 
 
@@ -30,7 +31,7 @@ class Family:
 
 
 _LLAVA_RENAMES = (
-    (r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)", ""),
+    (r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.|image_newline$)", ""),
     (r"^language_model\.model\.", "language_model."),
     (r"^language_model\.lm_head\.", "lm_head."),
     (r"^vision_tower\.vision_model\.", "vision_tower."),
@@ -38,4 +39,7 @@ _LLAVA_RENAMES = (
 
 FAMILIES: dict[str, Family] = {
     "llava": Family(lambda config: LlavaModel(LlavaConfig.from_huggingface(config)), _LLAVA_RENAMES),
+    "llava_next": Family(
+        lambda config: LlavaNextModel(LlavaNextConfig.from_huggingface(config)), _LLAVA_RENAMES
+    ),
 }
