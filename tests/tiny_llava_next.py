@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_checkpoints import (
     CHAT_TEMPLATE,
     IMAGE,
@@ -16,6 +17,8 @@ from tiny_checkpoints import (
     _randomise,
     _silent,
     _vision_config,
+    build_clip,
+    build_llava,
     llava_tokenizer,
 )
 from transformers import (
@@ -95,6 +98,20 @@ def build_llava_next(folder: Path, spec: TinyLlavaNext = TINY_NEXT) -> Path:
         model.to(base.dtype).save_pretrained(folder)
         processor_of(spec, tokenizer).save_pretrained(folder)
     return folder
+
+
+def build_clip_of(folder: Path, checkpoint: Path, spec: TinyLlavaNext) -> Path:
+    """Write a CLIP checkpoint with the vision tower of a LLaVA-NeXT checkpoint into a new folder inside ``folder``."""
+    clip = build_clip(folder / "clip", build_llava(folder / "llava", spec.base), spec.base)
+    tower = {
+        "vision_model." + name.rpartition("vision_tower.")[2].removeprefix("vision_model."): tensor
+        for name, tensor in load_file(checkpoint / "model.safetensors").items()
+        if "vision_tower." in name
+    }
+    weights = load_file(clip / "model.safetensors")
+    assert set(tower) <= set(weights)
+    save_file(weights | tower, clip / "model.safetensors")
+    return clip
 
 
 def processor_of(
