@@ -118,6 +118,12 @@ def anyres_preprocessing_from_checkpoint(path: Path) -> AnyresPreprocessing:
         raise CheckpointError(f"{source} does not describe a usable preprocessing: {error}") from error
 
 
+def clip_preprocessing(side: int) -> ImagePreprocessing:
+    """What CLIPImageProcessor does by default, for an input of that size."""
+    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    return _from_clip_settings(Path("CLIPImageProcessor"), {**_CLIP_DEFAULTS, **sizes})
+
+
 def _pinpoints(source: Path, value: Any) -> tuple[tuple[int, int], ...]:
     try:
         return tuple((int(height), int(width)) for height, width in value)

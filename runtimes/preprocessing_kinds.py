@@ -7,10 +7,12 @@ from edgeprune.errors import BundleError
 from edgeprune.runtimes.anyres import AnyresPreprocessing
 from edgeprune.runtimes.pictures import PicturePreprocessing
 from edgeprune.runtimes.preprocessing import ImagePreprocessing
+from edgeprune.runtimes.square_padding import SquarePadding
 
 KINDS: dict[str, Callable[[Mapping[str, Any]], PicturePreprocessing]] = {
     "anyres": AnyresPreprocessing.from_json,
     "crop": ImagePreprocessing.from_json,
+    "pad": SquarePadding.from_json,
 }
 
 

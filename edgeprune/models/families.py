@@ -31,6 +31,12 @@ class Family:
 
 
 _LLAVA_RENAMES = (
+    # LLaVA's own code, see edgeprune.models.llava_layout.
+    (r"^model\.(?=layers\.|embed_tokens\.|norm\.)", "language_model."),
+    (r"^model\.vision_tower\.vision_tower\.(?:vision_model\.)?", "vision_tower."),
+    (r"^model\.mm_projector\.(?:0\.)?(?=weight$|bias$)", "multi_modal_projector.linear_1."),
+    (r"^model\.mm_projector\.2\.", "multi_modal_projector.linear_2."),
+    # transformers of all versions.
     (r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.|image_newline$)", ""),
     (r"^language_model\.model\.", "language_model."),
     (r"^language_model\.lm_head\.", "lm_head."),
