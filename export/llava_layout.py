@@ -1,5 +1,6 @@
 """What a bundle needs of a checkpoint that LLaVA's own code has saved: preprocessing, tokenizer and prompt format."""
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from edgeprune.checkpoint_weights import read_json
 from edgeprune.errors import CheckpointError
 from edgeprune.export.preprocessing import clip_preprocessing, image_preprocessing_from_checkpoint
 from edgeprune.export.prompt import tokenizer_json_from_checkpoint
@@ -64,7 +66,17 @@ def tokenizer_json_of(folder: Path, config: Mapping[str, Any]) -> str:
     Raises:
         CheckpointError: There is no tokenizer, or it does not fit the embeddings.
     """
-    data = json.loads(tokenizer_json_from_checkpoint(folder))
+    slow = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
+    if slow and importlib.util.find_spec("sentencepiece") is None:
+        raise CheckpointError(
+            f"{folder} has its tokenizer as tokenizer.model alone, which takes sentencepiece to read: "
+            "pip install sentencepiece protobuf"
+        )
+    settings = folder / "tokenizer_config.json"
+    named = read_json(settings).get("tokenizer_class") if settings.is_file() else None
+    # By model_type, transformers would take a class of its own for "llava", which reads tokenizer.model differently.
+    llama = named in (None, "LlamaTokenizer", "LlamaTokenizerFast")
+    data = json.loads(tokenizer_json_from_checkpoint(folder, "LlamaTokenizer" if llama else "AutoTokenizer"))
     if (data.get("pre_tokenizer") or {}).get("type") == "Metaspace" and not data.get("normalizer"):
         data["pre_tokenizer"] = None
         replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}

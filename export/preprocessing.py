@@ -10,6 +10,7 @@ from edgeprune.errors import BundleError, CheckpointError
 from edgeprune.runtimes.anyres import DEFAULT_PINPOINTS, AnyresPreprocessing
 from edgeprune.runtimes.pictures import PicturePreprocessing
 from edgeprune.runtimes.preprocessing import RESAMPLING, ImagePreprocessing
+from edgeprune.runtimes.square_padding import SquarePadding
 
 _CLIP_CLASSES = (
     "CLIPImageProcessor",
@@ -18,6 +19,7 @@ _CLIP_CLASSES = (
     "CLIPFeatureExtractor",
 )
 
+_LLAVA_CLASSES = ("LlavaImageProcessor", "LlavaImageProcessorFast", "LlavaImageProcessorPil")
 _ANYRES_CLASSES = ("LlavaNextImageProcessor", "LlavaNextImageProcessorFast", "LlavaNextImageProcessorPil")
 
 # What CLIPImageProcessor assumes for the keys that a checkpoint leaves out.
@@ -79,6 +81,23 @@ def image_preprocessing_from_checkpoint(path: Path) -> ImagePreprocessing:
     """
     source, settings = _read_settings(path)
     return _from_clip_settings(source, _checked(source, settings, _CLIP_CLASSES, _CLIP_DEFAULTS))
+
+
+def llava_preprocessing_from_checkpoint(path: Path) -> PicturePreprocessing:
+    """Read the settings of CLIP's image processor, or of LLaVA's own, which may pad pictures to a square.
+
+    Raises:
+        CheckpointError: There are no settings, they are for another processor, or an option is not supported.
+    """
+    source, settings = _read_settings(path)
+    if settings.get("image_processor_type") not in _LLAVA_CLASSES:
+        return image_preprocessing_from_checkpoint(path)
+    checked = _checked(source, settings, _LLAVA_CLASSES, {**_CLIP_DEFAULTS, "do_pad": False})
+    crop = _from_clip_settings(source, checked)
+    if not checked["do_pad"]:
+        return crop
+    red, green, blue = (int(255 * value) for value in _per_channel(checked["image_mean"]))
+    return SquarePadding(crop, (red, green, blue))
 
 
 def anyres_preprocessing_from_checkpoint(path: Path) -> AnyresPreprocessing:
@@ -182,7 +201,7 @@ def _from_clip_settings(source: Path, settings: dict[str, Any]) -> ImagePreproce
 
 
 _READERS: dict[str, Callable[[Path], PicturePreprocessing]] = {
-    "llava": image_preprocessing_from_checkpoint,
+    "llava": llava_preprocessing_from_checkpoint,
     "llava_next": anyres_preprocessing_from_checkpoint,
 }
 

@@ -74,11 +74,15 @@ def prompt_format_from_checkpoint(
         raise CheckpointError(f"{path} does not describe a usable prompt format: {error}") from error
 
 
-def tokenizer_json_from_checkpoint(path: Path) -> str:
+def tokenizer_json_from_checkpoint(path: Path, reader: str = "AutoTokenizer") -> str:
     """The tokenizer.json that belongs into a bundle: what transformers makes of the checkpoint's files.
 
     transformers rebuilds the tokenizers of some families (Llama among them) from the vocabulary, so that the
     checkpoint's own tokenizer.json, where it is older, may give other ids.
+
+    Args:
+        path: The checkpoint's folder.
+        reader: transformers' class that reads it.
 
     Raises:
         CheckpointError: transformers cannot read the tokenizer.
@@ -86,7 +90,7 @@ def tokenizer_json_from_checkpoint(path: Path) -> str:
     """
     transformers = require("transformers", extra="export", purpose="to read a checkpoint's tokenizer")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = getattr(transformers, reader).from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(

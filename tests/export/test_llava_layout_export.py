@@ -1,16 +1,19 @@
 """A checkpoint that LLaVA's own code has saved becomes a bundle that answers as that code asks."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_llava_layout import NUM_TOKENS, SPEC, BothLayouts, build_both, tokenizer, with_config
 from tiny_llava_next import pictures
 from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, LlavaImageProcessorPil
 
-from edgeprune.checkpoint import read_config
+from edgeprune.checkpoint import load_checkpoint, read_config
 from edgeprune.errors import CheckpointError
 from edgeprune.export import llava_layout
 from edgeprune.export.exporter import export
@@ -166,12 +169,31 @@ def test_a_tokenizer_that_has_the_placeholder(both, tmp_path):
     assert encoder(folder, config, tmp_path).format.image_token_id == NUM_TOKENS
 
 
+def test_weights_in_bin_files_are_converted_as_the_documents_say(both, tmp_path, monkeypatch):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    folder = with_config(both.inside, tmp_path / "llava-v1.5-7b")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for number, names in enumerate((sorted(weights)[:30], sorted(weights)[30:])):
+        torch.save(
+            {name: weights[name] for name in names}, folder / f"pytorch_model-0000{number + 1}-of-00002.bin"
+        )
+    with pytest.raises(CheckpointError, match=r"holds \.bin weights"):
+        load_checkpoint(folder, clip=both.clip)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "families.md", "exec"), {"__name__": __name__})
+    loaded = load_checkpoint(folder, clip=both.clip).model.state_dict()
+    expected = load_checkpoint(both.inside, clip=both.clip).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
 def test_a_checkpoint_with_the_slow_tokenizer_alone(both, tmp_path):
-    """tokenizer.model needs SentencePiece to be read; the message says how to make the other file."""
+    """tokenizer.model takes SentencePiece to be read, or the message says so."""
     folder = with_config(both.inside, tmp_path / "copy")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"\x0a\x05")
-    with pytest.raises(CheckpointError, match="use_fast=True") as error:
+    with pytest.raises(CheckpointError, match=r"pip install sentencepiece|use_fast=True") as error:
         export(folder, tmp_path / "bundle", clip=both.clip)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "bundle").exists()

@@ -9,6 +9,7 @@ from tiny_llava_next import pictures
 from transformers import LlavaImageProcessorPil
 
 from edgeprune.errors import BundleError, PictureError
+from edgeprune.export.preprocessing import picture_preprocessing_from_checkpoint
 from edgeprune.runtimes.preprocessing import ImagePreprocessing
 from edgeprune.runtimes.preprocessing_kinds import preprocessing_from_json, preprocessing_to_json
 from edgeprune.runtimes.square_padding import SquarePadding
@@ -27,6 +28,18 @@ def test_pixels_are_those_of_transformers():
     assert np.abs(PADDING.prepare(images, (7, 7)).pixel_values - expected).max() <= 1e-5
     # Padding does something.
     assert np.abs(CROP.prepare(images, (7, 7)).pixel_values - expected).max() > 0.1
+
+
+@pytest.mark.parametrize("options", [{}, {"do_pad": True}, {"do_pad": True, "do_normalize": False}])
+def test_the_processor_of_a_checkpoint_is_read(tmp_path, options):
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    theirs = LlavaImageProcessorPil(**sizes, **options)
+    theirs.save_pretrained(tmp_path)
+    ours = picture_preprocessing_from_checkpoint(tmp_path, "llava")
+    images = pictures([(64, 48), (33, 100)])
+    expected = theirs(images, return_tensors="np")["pixel_values"]
+    assert np.abs(ours.prepare(images, (7, 7)).pixel_values - expected).max() <= 1e-5
+    assert isinstance(ours, SquarePadding) == bool(options)
 
 
 def test_grids_lie_on_the_square():
