@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
-from edgeprune.models.clip import ClipVisionTower, FeaturePruner, VisionPruner
+from edgeprune.models.clip import ClipVisionTower, FeaturePruner
 from edgeprune.models.llama import Cut, LlamaDecoder
+from edgeprune.models.vision_pruning import VisionPruner
 from edgeprune.numbering import ORIGINAL
 from edgeprune.positions import SEQUENTIAL
 
