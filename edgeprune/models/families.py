@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgeprune.models.internvl import InternvlConfig, InternvlModel
 from edgeprune.models.llava import LlavaConfig, LlavaModel
 from edgeprune.models.vision_language import VisionLanguageModel
 
@@ -36,6 +37,16 @@ _LLAVA_RENAMES = (
     (r"^vision_tower\.vision_model\.", "vision_tower."),
 )
 
+_INTERNVL_RENAMES = (
+    (r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)", ""),
+    (r"^language_model\.model\.", "language_model."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^(vision_tower\.encoder\.layer\.\d+)\.attention\.", r"\1.self_attn."),
+)
+
 FAMILIES: dict[str, Family] = {
     "llava": Family(lambda config: LlavaModel(LlavaConfig.from_huggingface(config)), _LLAVA_RENAMES),
+    "internvl": Family(
+        lambda config: InternvlModel(InternvlConfig.from_huggingface(config)), _INTERNVL_RENAMES
+    ),
 }

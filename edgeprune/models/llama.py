@@ -94,9 +94,10 @@ class LlamaConfig:
         rope_type = str(rope.get("rope_type", rope.get("type", "default")))
         # Before transformers 5, "mrope" stood for the default with several position ids.
         rope_type = "default" if rope_type == "mrope" else rope_type
-        if rope_type not in ("default", "linear"):
+        # "dynamic" differs from "default" behind max_position_embeddings only, and no prompt goes there.
+        if rope_type not in ("default", "linear", "dynamic"):
             raise CheckpointError(
-                f"text_config: rope_type '{rope_type}' is not supported (default, linear are)"
+                f"text_config: rope_type '{rope_type}' is not supported (default, linear, dynamic are)"
             )
         theta = rope.get("rope_theta", config.get("rope_theta"))
         return cls(
