@@ -63,7 +63,8 @@ class Tally:
             sum(
                 ms
                 for stage, ms in given.timings_ms.items()
-                if stage in ("vision", "embed", "guide") or stage.startswith(("prefill", "select", "gather"))
+                if stage in ("vision", "projector", "embed", "guide")
+                or stage.startswith(("prefill", "select", "gather"))
             )
         )
         self.kept.append(kept)
@@ -86,7 +87,7 @@ def planned_average(method: PruningMethod, geometry: ModelGeometry) -> float:
     """Visual tokens of a picture in a decoder layer, averaged over the layers, where counts are fixed."""
     sites = method.decoder_sites(geometry)
     kept = [site.keep_per_image for site in sites if site.keep_per_image is not None]
-    entering = method.tokens_per_image(geometry)
+    entering = method.tokens_per_tile(geometry) or geometry.num_patches
     return average_visual_tokens([site.cut for site in sites], geometry.num_layers, entering, kept)
 
 

@@ -30,7 +30,6 @@ from transformers import (
 from transformers.utils import logging
 
 from edgeprune.runtimes.pictures import PreparedPictures
-from edgeprune.visual_layout import VisualGrid, VisualLayout
 
 try:
     from transformers import CLIPImageProcessorPil as ImageProcessor
@@ -269,15 +268,9 @@ def random_prompt(
         ids += (text(between) if image else []) + [IMAGE_TOKEN_ID] * count
     ids += text(suffix)
     pixels = rng.standard_normal((num_images, 3, spec.image_size, spec.image_size)).astype(np.float32)
-    return np.array(ids, dtype=np.int64), whole_pictures(pixels, spec) if num_images else None
-
-
-def whole_pictures(pixel_values: np.ndarray, spec: TinyLlava = TINY) -> PreparedPictures:
-    """Pixels [M, 3, side, side] of pictures of one tile each."""
     rows = spec.image_size // spec.patch_size
-    box = (0.0, 0.0, float(spec.image_size), float(spec.image_size))
-    grids = [VisualGrid(image, rows, rows, box) for image in range(len(pixel_values))]
-    return PreparedPictures({"pixel_values": pixel_values}, VisualLayout.of_whole_grids(grids))
+    pictures = PreparedPictures.of_whole_tiles(pixels, (rows, rows)) if num_images else None
+    return np.array(ids, dtype=np.int64), pictures
 
 
 def llava_tokenizer(vocab_size: int = 320) -> PreTrainedTokenizerFast:
