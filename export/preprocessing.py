@@ -1,13 +1,14 @@
 """The image processor settings of a Hugging Face checkpoint, as data for the bundle."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import BundleError, CheckpointError
 from edgeprune.runtimes.pictures import PicturePreprocessing
 from edgeprune.runtimes.preprocessing import RESAMPLING, ImagePreprocessing
+from edgeprune.runtimes.tiling import TilePreprocessing
 
 _CLIP_CLASSES = (
     "CLIPImageProcessor",
@@ -15,6 +16,8 @@ _CLIP_CLASSES = (
     "CLIPImageProcessorPil",
     "CLIPFeatureExtractor",
 )
+
+_TILE_CLASSES = ("GotOcr2ImageProcessor", "GotOcr2ImageProcessorFast", "GotOcr2ImageProcessorPil")
 
 # What CLIPImageProcessor assumes for the keys that a checkpoint leaves out.
 _CLIP_DEFAULTS: dict[str, Any] = {
@@ -29,6 +32,16 @@ _CLIP_DEFAULTS: dict[str, Any] = {
     "do_normalize": True,
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+# What GotOcr2ImageProcessor assumes; InternVLProcessor tells it to cut pictures into tiles, whatever the file says.
+_TILE_DEFAULTS: dict[str, Any] = {
+    **_CLIP_DEFAULTS,
+    "size": {"height": 384, "width": 384},
+    "do_center_crop": False,
+    "crop_to_patches": True,
+    "min_patches": 1,
+    "max_patches": 12,
 }
 
 # Keys that say nothing about the pixels.
@@ -74,20 +87,51 @@ def image_preprocessing_from_checkpoint(path: Path) -> ImagePreprocessing:
         CheckpointError: There are no settings, they are for another processor, or an option is not supported.
     """
     source, settings = _read_settings(path)
+    return _from_clip_settings(source, _checked(source, settings, _CLIP_CLASSES, _CLIP_DEFAULTS))
+
+
+def tile_preprocessing_from_checkpoint(path: Path) -> TilePreprocessing:
+    """Read processor_config.json or preprocessor_config.json of an InternVL checkpoint.
+
+    The pixels will be those of the Pillow backend; transformers' torchvision backend resamples slightly differently.
+
+    Raises:
+        CheckpointError: There are no settings, they are for another processor, they contradict config.json, or an
+            option is not supported.
+    """
+    source, settings = _read_settings(path)
+    checked = _checked(source, settings, _TILE_CLASSES, _TILE_DEFAULTS)
+    tile = _from_clip_settings(source, checked)
+    expected = (_read_object(path / "config.json").get("vision_config") or {}).get("image_size", 448)
+    side = expected[0] if isinstance(expected, list) and expected else expected
+    if tile.resize_to != (side, side) or tile.center_crop is not None:
+        raise CheckpointError(
+            f"{source} has size {checked['size']}, supported: height and width {side}, the side of the vision "
+            "tower's input, without a crop"
+        )
+    try:
+        return TilePreprocessing(tile, checked["min_patches"], checked["max_patches"])
+    except BundleError as error:
+        raise CheckpointError(f"{source} does not describe a usable preprocessing: {error}") from error
+
+
+def _checked(
+    source: Path, settings: dict[str, Any], classes: Sequence[str], defaults: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings with defaults, if they are for one of the classes and nothing in them is unknown."""
     class_name = settings.get("image_processor_type") or settings.get("feature_extractor_type")
-    if class_name not in _CLIP_CLASSES:
+    if class_name not in classes:
         raise CheckpointError(
             f"{source} asks for the image processor {class_name}, which is not supported: "
-            f"use one of {', '.join(_CLIP_CLASSES)}"
+            f"use one of {', '.join(classes)}"
         )
     for key, value in settings.items():
-        if key not in _CLIP_DEFAULTS and key not in _INERT and value not in (None, False):
+        if key not in defaults and key not in _INERT and value not in (None, False):
             raise CheckpointError(
                 f"{source} sets {key} to {value!r}, which is not supported: "
                 "remove it if the model works without it"
             )
-    given = {key: value for key, value in settings.items() if value is not None}
-    return _from_clip_settings(source, {**_CLIP_DEFAULTS, **given})
+    return {**defaults, **{key: value for key, value in settings.items() if value is not None}}
 
 
 def _from_clip_settings(source: Path, settings: dict[str, Any]) -> ImagePreprocessing:
@@ -121,6 +165,7 @@ def _from_clip_settings(source: Path, settings: dict[str, Any]) -> ImagePreproce
 
 _READERS: dict[str, Callable[[Path], PicturePreprocessing]] = {
     "llava": image_preprocessing_from_checkpoint,
+    "internvl": tile_preprocessing_from_checkpoint,
 }
 
 

@@ -6,9 +6,11 @@ from typing import Any
 from edgeprune.errors import BundleError
 from edgeprune.runtimes.pictures import PicturePreprocessing
 from edgeprune.runtimes.preprocessing import ImagePreprocessing
+from edgeprune.runtimes.tiling import TilePreprocessing
 
 KINDS: dict[str, Callable[[Mapping[str, Any]], PicturePreprocessing]] = {
     "crop": ImagePreprocessing.from_json,
+    "tiles": TilePreprocessing.from_json,
 }
 
 
