@@ -12,6 +12,7 @@ from edgeprune.cost import (
     average_visual_tokens,
     decoder_prefill_flops,
     layer_rows,
+    projector_flops,
     vision_flops,
 )
 from edgeprune.export.exporter import export
@@ -50,13 +51,14 @@ class Tally:
         given = self.session.answer([image], question, edgeprune.SamplingOptions(max_new_tokens=24))
         manifest = self.session.bundle.manifest
         geometry, kept = manifest.geometry, [site.kept for site in given.sites]
-        visual = geometry.tokens_per_image
+        visual = len(given.entering)
         text = given.prompt_tokens - visual
         rows = layer_rows(manifest.sites, geometry.num_layers, visual, kept, text)
         self.right.append(given.text.strip() == answer)
         self.tokens.append(average_visual_tokens(manifest.sites, geometry.num_layers, visual, kept))
         self.flops.append(
             vision_flops(VisionShape.from_geometry(geometry))
+            + projector_flops(geometry.projector_sizes, visual)
             + decoder_prefill_flops(DecoderShape.from_geometry(geometry), rows)
         )
         self.milliseconds.append(

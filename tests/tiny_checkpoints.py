@@ -249,7 +249,7 @@ def random_prompt(
     spec: TinyLlava = TINY,
     *,
     num_images: int = 1,
-    tokens_per_image: int | None = None,
+    tokens_per_image: int | Sequence[int] | None = None,
     prefix: int = 5,
     between: int = 3,
     suffix: int = 7,
@@ -257,7 +257,8 @@ def random_prompt(
 ) -> tuple[np.ndarray, PreparedPictures | None]:
     """Token ids [S] with pictures among random text, and the pictures (None without)."""
     rng = np.random.default_rng(seed)
-    count = spec.num_patches if tokens_per_image is None else tokens_per_image
+    tokens = spec.num_patches if tokens_per_image is None else tokens_per_image
+    counts = [tokens] * num_images if isinstance(tokens, int) else list(tokens)
 
     def text(length: int) -> list[int]:
         # The first ids are special tokens.
@@ -265,7 +266,7 @@ def random_prompt(
 
     ids = [0, *text(prefix - 1)]
     for image in range(num_images):
-        ids += (text(between) if image else []) + [IMAGE_TOKEN_ID] * count
+        ids += (text(between) if image else []) + [IMAGE_TOKEN_ID] * counts[image]
     ids += text(suffix)
     pixels = rng.standard_normal((num_images, 3, spec.image_size, spec.image_size)).astype(np.float32)
     rows = spec.image_size // spec.patch_size

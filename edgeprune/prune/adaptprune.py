@@ -157,7 +157,7 @@ class AdaptPruneSelector(SiteSelector):
         places = table.index_select(0, visual_slots.clamp(min=0))
         keys = self.key_proj(self.norm(inputs[tensor_names.out(tensor_names.HIDDEN_STATES)]))[0]
         # Grids lie below each other, out of each other's reach.
-        step = table[:, 3].amax() + math.ceil(self.method.max_distance)
+        step = table[:, 3].amax(dim=0) + math.ceil(self.method.max_distance)
         row = places[:, 1] + places[:, 0] * step
         return select_by_soft_nms(
             (attention * centre_weights(places)).unsqueeze(0),
