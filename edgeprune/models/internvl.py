@@ -25,14 +25,6 @@ from edgeprune.tensor_spec import TensorSpec
 MODEL_TYPE = "internvl"
 TEXT_MODEL_TYPES = ("llama", "qwen2")
 
-# What Qwen2Config assumes where config.json leaves it out, and LlamaConfig does not.
-_QWEN2_DEFAULTS: Mapping[str, Any] = {
-    "num_key_value_heads": 32,
-    "intermediate_size": 22016,
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-}
-
 # How many patches a side of the square that becomes one visual token has.
 _JOINED_BY_RATIO = {0.5: 2, 0.25: 4}
 
@@ -96,7 +88,7 @@ class InternvlConfig:
                 f"config.json: 'vision_feature_layer' is {layer}, the tower has {num_states} states"
             )
         model_type = require_choice(text, "model_type", TEXT_MODEL_TYPES, "qwen2")
-        text = {**(_QWEN2_DEFAULTS if model_type == "qwen2" else {}), **text, "model_type": model_type}
+        text = {**text, "model_type": model_type}
         tied = bool(config.get("tie_word_embeddings", True)) or bool(text.get("tie_word_embeddings", False))
         return cls(
             vision=vision,
