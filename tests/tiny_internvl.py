@@ -25,7 +25,7 @@ from edgeprune.runtimes.pictures import PreparedPictures
 from edgeprune.visual_layout import VisualGrid, VisualLayout
 
 START, END, CONTEXT, VIDEO = "<img>", "</img>", "<IMG_CONTEXT>", "<video>"
-IMAGE_TOKEN_ID = 5  # the sixth special token of internvl_tokenizer
+IMAGE_TOKEN_ID = 3  # the fourth special token of internvl_tokenizer, as of llava_tokenizer
 # The template that transformers' conversion script writes, its branches for videos left out.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}"
@@ -87,7 +87,7 @@ def internvl_tokenizer(vocab_size: int = 320, *, bos: bool = False) -> PreTraine
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", START, END, CONTEXT, VIDEO]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", CONTEXT, START, END, VIDEO]
     trainer = BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[*special, *(["<s>"] if bos else [])],
@@ -197,7 +197,7 @@ def internvl_prompt(
 
     ids, grids = text(5), list[VisualGrid]()
     for image, number in enumerate(tiles):
-        ids += [3, *[IMAGE_TOKEN_ID] * (number * count), 4, *text(2)]
+        ids += [4, *[IMAGE_TOKEN_ID] * (number * count), 5, *text(2)]
         grids += [VisualGrid(image, side, side, box)] * number
     ids += text(suffix)
     pixels = rng.standard_normal((sum(tiles), 3, spec.image_size, spec.image_size)).astype(np.float32)

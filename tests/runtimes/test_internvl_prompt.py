@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 from tiny_checkpoints import edit_json
-from tiny_internvl import CHAT_TEMPLATE, TinyInternvl, internvl_processor
+from tiny_internvl import CHAT_TEMPLATE, IMAGE_TOKEN_ID, TinyInternvl, internvl_processor
 
 from edgeprune.errors import BundleError, CheckpointError, PromptError
 from edgeprune.export.prompt import prompt_format_from_checkpoint, tokenizer_json_from_checkpoint
@@ -24,7 +24,11 @@ class Pair:
         self.theirs.tokenizer.save_pretrained(folder)
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
         self.folder = folder
-        self.config = {"model_type": "internvl", "image_token_id": 5, "text_config": {"model_type": "qwen2"}}
+        self.config = {
+            "model_type": "internvl",
+            "image_token_id": IMAGE_TOKEN_ID,
+            "text_config": {"model_type": "qwen2"},
+        }
         (folder / "tokenizer.json").write_text(tokenizer_json_from_checkpoint(folder))
         self.ours = PromptEncoder(self.format(), folder / "tokenizer.json")
 

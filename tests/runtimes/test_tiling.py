@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_internvl import MEAN, STD, TinyInternvl, internvl_processor
+from tiny_internvl import IMAGE_TOKEN_ID, MEAN, STD, TinyInternvl, internvl_processor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from edgeprune.errors import BundleError, PictureError
@@ -52,7 +52,7 @@ def test_pixels_are_those_of_transformers(least, most):
     text = "<IMG_CONTEXT>" * len(pictures)
     theirs = processor(text=text, images=pictures, return_tensors="np")
     np.testing.assert_allclose(prepared.pixel_values, theirs["pixel_values"], rtol=0, atol=1e-5)
-    assert sum(prepared.layout.tokens_per_image) == (theirs["input_ids"] == 5).sum()
+    assert sum(prepared.layout.tokens_per_image) == (theirs["input_ids"] == IMAGE_TOKEN_ID).sum()
 
 
 def test_pixels_of_a_real_size_and_of_other_modes():
