@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgeprune.errors import BundleError
+from edgeprune.runtimes.flat_patches import PatchPreprocessing
 from edgeprune.runtimes.pictures import PicturePreprocessing
 from edgeprune.runtimes.preprocessing import ImagePreprocessing
 
 KINDS: dict[str, Callable[[Mapping[str, Any]], PicturePreprocessing]] = {
     "crop": ImagePreprocessing.from_json,
+    "patches": PatchPreprocessing.from_json,
 }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgeprune.models import qwen2_5_vl, qwen2_vl
 from edgeprune.models.llava import LlavaConfig, LlavaModel
 from edgeprune.models.vision_language import VisionLanguageModel
 
@@ -36,6 +37,20 @@ _LLAVA_RENAMES = (
     (r"^vision_tower\.vision_model\.", "vision_tower."),
 )
 
+_QWEN_RENAMES = (
+    (r"^model\.(?=language_model\.|visual\.)", ""),
+    # Before transformers 4.52 the decoder lay right in "model" and the tower beside it.
+    (r"^model\.(?=embed_tokens\.|layers\.|norm\.)", "language_model."),
+)
+
 FAMILIES: dict[str, Family] = {
     "llava": Family(lambda config: LlavaModel(LlavaConfig.from_huggingface(config)), _LLAVA_RENAMES),
+    "qwen2_vl": Family(
+        lambda config: qwen2_vl.Qwen2VlModel(qwen2_vl.read_config(config)),
+        _QWEN_RENAMES,
+    ),
+    "qwen2_5_vl": Family(
+        lambda config: qwen2_5_vl.Qwen25VlModel(qwen2_5_vl.read_config(config)),
+        _QWEN_RENAMES,
+    ),
 }
