@@ -35,8 +35,9 @@ from edgeprune.models.llama import Cut
 from edgeprune.prune.atp import Atp, AtpSelector
 from edgeprune.pruned_model import PrunedModel
 from edgeprune.pruning_plan import PruningPlan
-from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch
+from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch, TowerOutput
 from edgeprune.runtimes.onnxruntime_backend import OnnxRuntimeBackend
+from edgeprune.runtimes.pictures import PreparedPictures
 
 TEXT_TOKENS = 64
 PREFIX_TOKENS = 6
@@ -172,9 +173,20 @@ class _TransformersDecoder:
         return statistics.median(steps)
 
 
+def _pictures(pixels: np.ndarray) -> PreparedPictures:
+    """Random pixels as a picture of one tile."""
+    size = LlavaSize()
+    side = size.image_size // size.patch_size
+    return PreparedPictures.of_whole_tiles(pixels, (side, side))
+
+
+def _tower(chain: GraphChain, pixels: np.ndarray | None, watch: Stopwatch) -> TowerOutput | None:
+    return None if pixels is None else chain.encode_pictures(_pictures(pixels), watch)
+
+
 def _prefill(chain: GraphChain, token_ids: np.ndarray, pixels: np.ndarray | None) -> dict[str, float]:
     watch = Stopwatch()
-    chain.prefill(token_ids, pixels, None, DECODE_STEPS, watch)
+    chain.prefill(token_ids, _tower(chain, pixels, watch), None, DECODE_STEPS, watch)
     return {
         name: ms
         for name, ms in watch.milliseconds.items()
@@ -184,7 +196,7 @@ def _prefill(chain: GraphChain, token_ids: np.ndarray, pixels: np.ndarray | None
 
 def _decode(chain: GraphChain, token_ids: np.ndarray, pixels: np.ndarray) -> float:
     watch = Stopwatch()
-    _, sequence = chain.prefill(token_ids, pixels, None, DECODE_STEPS, watch)
+    _, sequence = chain.prefill(token_ids, _tower(chain, pixels, watch), None, DECODE_STEPS, watch)
     steps = []
     for _ in range(DECODE_STEPS):
         start = time.perf_counter()
@@ -310,7 +322,7 @@ def _write_thresholds(
 
 def _scores(model: PrunedModel, site: int, token_ids: np.ndarray, pixels: np.ndarray) -> torch.Tensor:
     """S_red of the visual tokens that reach a site."""
-    prefill = model.prefill(token_ids, pixels, record=True)
+    prefill = model.prefill(token_ids, _pictures(pixels), record=True)
     inputs = next(inputs for stage, inputs, _ in prefill.record if stage.name == f"site{site}")
     selector = model.selects[site].selector
     assert isinstance(selector, AtpSelector)
@@ -321,7 +333,8 @@ def _scores(model: PrunedModel, site: int, token_ids: np.ndarray, pixels: np.nda
         inputs[names.present_key(layer)],
         slots,
         inputs[names.TEXT_ROWS],
-        inputs[names.IMAGE_IDS],
+        inputs[names.GRID_IDS],
+        inputs[names.VISUAL_PLACES],
     )
     return scores.redundant_score[slots >= 0]
 

@@ -12,6 +12,7 @@ from edgeprune.cost import (
     average_visual_tokens,
     decoder_prefill_flops,
     layer_rows,
+    projector_flops,
     vision_flops,
 )
 from edgeprune.export.exporter import export
@@ -50,20 +51,22 @@ class Tally:
         given = self.session.answer([image], question, edgeprune.SamplingOptions(max_new_tokens=24))
         manifest = self.session.bundle.manifest
         geometry, kept = manifest.geometry, [site.kept for site in given.sites]
-        visual = geometry.tokens_per_image
+        visual = len(given.entering)
         text = given.prompt_tokens - visual
         rows = layer_rows(manifest.sites, geometry.num_layers, visual, kept, text)
         self.right.append(given.text.strip() == answer)
         self.tokens.append(average_visual_tokens(manifest.sites, geometry.num_layers, visual, kept))
         self.flops.append(
             vision_flops(VisionShape.from_geometry(geometry))
+            + projector_flops(geometry.projector_sizes, visual)
             + decoder_prefill_flops(DecoderShape.from_geometry(geometry), rows)
         )
         self.milliseconds.append(
             sum(
                 ms
                 for stage, ms in given.timings_ms.items()
-                if stage in ("vision", "embed", "guide") or stage.startswith(("prefill", "select", "gather"))
+                if stage in ("vision", "projector", "embed", "guide")
+                or stage.startswith(("prefill", "select", "gather"))
             )
         )
         self.kept.append(kept)
@@ -86,7 +89,7 @@ def planned_average(method: PruningMethod, geometry: ModelGeometry) -> float:
     """Visual tokens of a picture in a decoder layer, averaged over the layers, where counts are fixed."""
     sites = method.decoder_sites(geometry)
     kept = [site.keep_per_image for site in sites if site.keep_per_image is not None]
-    entering = method.tokens_per_image(geometry)
+    entering = method.tokens_per_tile(geometry) or geometry.num_patches
     return average_visual_tokens([site.cut for site in sites], geometry.num_layers, entering, kept)
 
 

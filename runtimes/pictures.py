@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeprune.tensor_names import PIXEL_VALUES
-from edgeprune.visual_layout import VisualLayout
+from edgeprune.visual_layout import VisualGrid, VisualLayout
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,18 @@ class PreparedPictures:
 
     inputs: Mapping[str, NDArray[Any]]
     layout: VisualLayout
+
+    @classmethod
+    def of_whole_tiles(cls, pixel_values: NDArray[np.float32], grid: tuple[int, int]) -> "PreparedPictures":
+        """Pictures of one tile each, from pixels that are ready [M, 3, height, width].
+
+        Args:
+            pixel_values: Resized and normalised.
+            grid: Visual tokens of a picture, rows and columns.
+        """
+        box = (0.0, 0.0, float(pixel_values.shape[3]), float(pixel_values.shape[2]))
+        grids = [VisualGrid(image, *grid, box) for image in range(pixel_values.shape[0])]
+        return cls({PIXEL_VALUES: pixel_values}, VisualLayout.of_whole_grids(grids))
 
     @property
     def pixel_values(self) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ import torch
 from edgeprune import tensor_names as names
 from edgeprune.runtimes.layout import SequenceLayout
 from edgeprune.stages import SelectStage
+from edgeprune.visual_layout import VisualGrid, VisualLayout
 
 KINDS = ("random", "sparse", "ties", "equal", "one token", "peaked")
 WHOLE_PICTURES = ("random", "ties", "equal", "peaked")
@@ -37,7 +38,8 @@ def random_site_inputs(stage: SelectStage, seed: int, *, grid=(6, 6), dtype=torc
     slots = np.array([*slots, *[-1] * num_text], dtype=np.int64)
     while slots[-num_text - 1] < 0:
         num_text += 1
-    layout = SequenceLayout(len(slots), num_text, num_images, int((slots >= 0).sum()), 0)
+    visual_layout = layout_of([grid] * num_images)
+    layout = SequenceLayout(len(slots), num_text, int((slots >= 0).sum()), 0, visual_layout)
     prompt_slots = np.array([-1, *range(num_images * num_patches), *[-1] * num_text], dtype=np.int64)
     layout = replace(layout, num_prompt_rows=len(prompt_slots))
     visual = np.flatnonzero(slots >= 0)
@@ -65,6 +67,12 @@ def random_site_inputs(stage: SelectStage, seed: int, *, grid=(6, 6), dtype=torc
                 values = _repeat_rows(values, axis, visual, 3 if kind == "ties" else 1)
             inputs[spec.name] = torch.from_numpy(values).to(dtype)
     return inputs
+
+
+def layout_of(grids) -> VisualLayout:
+    """Pictures of one grid each, [(rows, columns), …]."""
+    box = (0.0, 0.0, 1.0, 1.0)
+    return VisualLayout.of_whole_grids([VisualGrid(i, *grid, box) for i, grid in enumerate(grids)])
 
 
 def _repeat_rows(values, axis, rows, different):

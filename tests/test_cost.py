@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
+from geometries import geometry_entry
 
 from edgeprune.cost import (
     Convention,
@@ -40,7 +41,6 @@ from edgeprune.cost import (
     vision_flops,
     weight_bytes,
 )
-from edgeprune.manifest import GeometryEntry
 
 PAPER, TRUE = Convention.PAPER, Convention.TRUE
 VICUNA_7B = DecoderShape(4096, 11008, 32, 32, 32, 128, 32000)
@@ -177,18 +177,38 @@ def test_vision_tower_counts_both_blocks():
     tower = VisionShape(4, 6, (LayerRows(5, 5), LayerRows(5, 3)))
     attention = 2 * (4 * 5 * 16 + 2 * 25 * 4)
     assert vision_flops(tower) == 2 * attention + 2 * 2 * (5 + 3) * 4 * 6
-    assert vision_flops(tower, images=3) == 3 * vision_flops(tower)
+    assert vision_flops(tower, tiles=3) == 3 * vision_flops(tower)
+    # A window shortens what rows attend to, a gated MLP has one matrix more.
+    gated = replace(tower, mlp_matrices=3, spans=(2, 5))
+    attention = 2 * (4 * 5 * 16 + 2 * 5 * 2 * 4) + 2 * (4 * 5 * 16 + 2 * 25 * 4)
+    assert vision_flops(gated) == attention + 2 * 3 * (5 + 3) * 4 * 6
 
 
 def test_projector():
-    assert projector_flops(3, 5, tokens=7) == 2 * 7 * (3 * 5 + 5 * 5)
+    assert projector_flops((3, 5, 5), tokens=7) == 2 * 7 * (3 * 5 + 5 * 5)
 
 
 def test_shapes_of_a_bundle():
-    geometry = GeometryEntry(8, 3, 2, 4, 2, 5, 7, 99, (2, 3), 4, 24, 48, 3, (7, 5, 5))
+    geometry = geometry_entry(
+        intermediate_size=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=5,
+        vocab_size=7,
+        grid=(2, 3),
+        vision_hidden_size=24,
+        vision_intermediate_size=48,
+        vision_layers=3,
+        vision_tokens=(7, 5, 5),
+    )
     assert DecoderShape.from_geometry(geometry) == SMALL
     tower = VisionShape.from_geometry(geometry)
-    assert tower == VisionShape(24, 48, (LayerRows(7, 7), LayerRows(7, 5), LayerRows(5, 5)))
+    rows = (LayerRows(7, 7), LayerRows(7, 5), LayerRows(5, 5))
+    assert tower == VisionShape(24, 48, rows, mlp_matrices=2, spans=(7, 7, 5))
+    windowed = replace(geometry, vision_window=4, vision_global_layers=(1,), vision_mlp_matrices=3)
+    assert VisionShape.from_geometry(windowed) == VisionShape(24, 48, rows, mlp_matrices=3, spans=(4, 7, 4))
+    joined = replace(geometry, patches_per_token=4, vision_tokens=(25, 25, 25))
+    assert VisionShape.unpruned(joined).rows == (LayerRows(25, 25),) * 3
     assert VisionShape.unpruned(geometry).rows == (LayerRows(7, 7),) * 3
     with pytest.raises(ValueError, match="2 row counts for 3 layers"):
         VisionShape.from_geometry(replace(geometry, vision_tokens=(7, 5)))
@@ -309,7 +329,7 @@ def test_ivtp_table_9_decoder(rows, printed_t, deviation):
 def test_ivtp_table_9_decoder_with_projector(visual, printed_t):
     """512 text tokens of which one is the picture's placeholder, and the projector: closer still."""
     decoder = all_rows_flops(VICUNA_7B, uniform(VICUNA_7B, visual + 511))
-    assert decoder + projector_flops(1024, 4096, visual) / T == pytest.approx(printed_t, rel=5e-4)
+    assert decoder + projector_flops((1024, 4096, 4096), visual) / T == pytest.approx(printed_t, rel=5e-4)
 
 
 def test_ivtp_table_9_rejects_other_places_of_the_cut():

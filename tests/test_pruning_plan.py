@@ -28,8 +28,7 @@ def test_unpruned():
     empty = plan()
     assert empty.sites == ()
     assert empty.segment_cuts == (Cut(0), Cut(8))
-    assert empty.tokens_per_image == 36
-    assert empty.projector_slots is empty.probe is empty.vision_pruner() is None
+    assert empty.tokens_per_tile is empty.probe is empty.vision_pruner() is None
     assert empty.weight_shapes() == {}
 
 
@@ -37,7 +36,7 @@ def test_atp_with_random():
     both = plan(Atp(layers=(2, 5)), RandomTokens(keep=10))
     assert [site.name for site in both.sites] == ["site0", "site1"]
     assert both.segment_cuts == (Cut(0), Cut(2), Cut(5), Cut(8))
-    assert both.tokens_per_image == len(both.projector_slots) == 10
+    assert both.tokens_per_tile == 10
     assert both.vision_pruner() is None
     assert len(both.weight_shapes()) == 12
     # The heads are as wide as the grid, whatever the random choice leaves of it.
@@ -53,7 +52,7 @@ def test_sites_of_two_methods_follow_the_decoder():
         ("site2", "atp", 0),
         ("site3", "atp", 1),
     ]
-    assert both.tokens_per_image == 20
+    assert both.tokens_per_tile == 20
     assert both.probe.layers == (0, 1)
     # Every site gets the weights of its own method and number.
     weights = {name: torch.randn(shape) for name, shape in both.weight_shapes().items()}

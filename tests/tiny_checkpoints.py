@@ -30,7 +30,6 @@ from transformers import (
 from transformers.utils import logging
 
 from edgeprune.runtimes.pictures import PreparedPictures
-from edgeprune.visual_layout import VisualGrid, VisualLayout
 
 try:
     from transformers import CLIPImageProcessorPil as ImageProcessor
@@ -250,7 +249,7 @@ def random_prompt(
     spec: TinyLlava = TINY,
     *,
     num_images: int = 1,
-    tokens_per_image: int | None = None,
+    tokens_per_image: int | Sequence[int] | None = None,
     prefix: int = 5,
     between: int = 3,
     suffix: int = 7,
@@ -258,7 +257,8 @@ def random_prompt(
 ) -> tuple[np.ndarray, PreparedPictures | None]:
     """Token ids [S] with pictures among random text, and the pictures (None without)."""
     rng = np.random.default_rng(seed)
-    count = spec.num_patches if tokens_per_image is None else tokens_per_image
+    tokens = spec.num_patches if tokens_per_image is None else tokens_per_image
+    counts = [tokens] * num_images if isinstance(tokens, int) else list(tokens)
 
     def text(length: int) -> list[int]:
         # The first ids are special tokens.
@@ -266,18 +266,12 @@ def random_prompt(
 
     ids = [0, *text(prefix - 1)]
     for image in range(num_images):
-        ids += (text(between) if image else []) + [IMAGE_TOKEN_ID] * count
+        ids += (text(between) if image else []) + [IMAGE_TOKEN_ID] * counts[image]
     ids += text(suffix)
     pixels = rng.standard_normal((num_images, 3, spec.image_size, spec.image_size)).astype(np.float32)
-    return np.array(ids, dtype=np.int64), whole_pictures(pixels, spec) if num_images else None
-
-
-def whole_pictures(pixel_values: np.ndarray, spec: TinyLlava = TINY) -> PreparedPictures:
-    """Pixels [M, 3, side, side] of pictures of one tile each."""
     rows = spec.image_size // spec.patch_size
-    box = (0.0, 0.0, float(spec.image_size), float(spec.image_size))
-    grids = [VisualGrid(image, rows, rows, box) for image in range(len(pixel_values))]
-    return PreparedPictures({"pixel_values": pixel_values}, VisualLayout.of_whole_grids(grids))
+    pictures = PreparedPictures.of_whole_tiles(pixels, (rows, rows)) if num_images else None
+    return np.array(ids, dtype=np.int64), pictures
 
 
 def llava_tokenizer(vocab_size: int = 320) -> PreTrainedTokenizerFast:

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from geometries import geometry_entry
+
 from edgeprune.bundle import file_entry
 from edgeprune.manifest import (
     MANIFEST_FILE,
-    GeometryEntry,
     GraphEntry,
     Manifest,
     MethodEntry,
@@ -31,13 +32,13 @@ def write_files(folder: Path) -> Manifest:
         tensor = TensorEntry("hidden_states", "float32", (1, "sequence", 8))
         return GraphEntry(file(f"{name}.onnx"), (file("shared.data"),), (tensor,), (tensor,))
 
-    names = ("vision", "embed", "segment0", "site0", "gather", "segment1", "guide")
+    names = ("vision", "projector", "embed", "segment0", "site0", "gather", "segment1", "guide")
     manifest = Manifest(
         edgeprune_version="0.1.0",
         source=SourceEntry("llava", "llava", "0" * 64),
         dtype="float32",
         opset=23,
-        geometry=GeometryEntry(8, 16, 2, 2, 1, 4, 100, 512, (3, 3), 9, 8, 16, 1, (10,)),
+        geometry=geometry_entry(),
         pruning=(MethodEntry("atp", {"layers": [1], "self_norm": "none", "sample_scale": 3.0}),),
         segments=(
             SegmentEntry("segment0", (0,), (0,), probe=True),

@@ -41,9 +41,6 @@ from edgeprune.prune.token_budget import check_budget, site_budget
 
 KEY_SOURCES = ("upstream", "normed")
 
-# More rows than any grid has.
-_TALLEST_GRID = 1 << 16
-
 
 @dataclass(frozen=True)
 class AdaptPrune(PruningMethod):
@@ -156,10 +153,12 @@ class AdaptPruneSelector(SiteSelector):
         attention = last_row_attention(
             inputs[tensor_names.query(layer)], inputs[tensor_names.present_key(layer)]
         )
-        places = inputs[tensor_names.VISUAL_PLACES].index_select(0, visual_slots.clamp(min=0))
+        table = inputs[tensor_names.VISUAL_PLACES]
+        places = table.index_select(0, visual_slots.clamp(min=0))
         keys = self.key_proj(self.norm(inputs[tensor_names.out(tensor_names.HIDDEN_STATES)]))[0]
         # Grids lie below each other, out of each other's reach.
-        row = places[:, 1] + places[:, 0] * (_TALLEST_GRID + math.ceil(self.method.max_distance))
+        step = table[:, 3].amax(dim=0) + math.ceil(self.method.max_distance)
+        row = places[:, 1] + places[:, 0] * step
         return select_by_soft_nms(
             (attention * centre_weights(places)).unsqueeze(0),
             inputs[tensor_names.NUM_KEEP],

@@ -266,6 +266,19 @@ def check_layers_increase(
         raise PruningError(f"{name}: layers {list(layers)} are out of order: list them increasing, each once")
 
 
+def check_has_class_token(name: str, geometry: ModelGeometry) -> None:
+    """Refuse a tower whose class token could not be asked.
+
+    Raises:
+        PruningError: With the methods that work.
+    """
+    if not geometry.has_class_token or geometry.vision_layers < 1:
+        raise PruningError(
+            f"{name}: this vision tower has no class token or no layers; use a decoder method, "
+            "such as atp or fastv"
+        )
+
+
 def check_tokens_are_patches(name: str, geometry: ModelGeometry) -> None:
     """Refuse a family that joins patches behind its tower: single patches must not be dropped there.
 

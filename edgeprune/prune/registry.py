@@ -13,10 +13,15 @@ from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp import Ivtp
 from edgeprune.prune.ivtp_vision import IvtpVision
 from edgeprune.prune.method import PruningMethod
+from edgeprune.prune.prumerge import PruMerge
+from edgeprune.prune.prumerge_plus import PruMergePlus
 from edgeprune.prune.pyramiddrop import PyramidDrop
 from edgeprune.prune.random_tokens import RandomTokens
 from edgeprune.prune.sparsevlm import SparseVlm
+from edgeprune.prune.spatial_pooling import SpatialPooling
 from edgeprune.prune.tome import Tome
+from edgeprune.prune.topk import TopK
+from edgeprune.prune.visionzip import VisionZip
 from edgeprune.prune.vtw import Vtw
 
 METHODS: dict[str, type[PruningMethod]] = {
@@ -29,10 +34,15 @@ METHODS: dict[str, type[PruningMethod]] = {
         FastV,
         Ivtp,
         IvtpVision,
+        PruMerge,
+        PruMergePlus,
         PyramidDrop,
         RandomTokens,
         SparseVlm,
+        SpatialPooling,
         Tome,
+        TopK,
+        VisionZip,
         Vtw,
     )
 }

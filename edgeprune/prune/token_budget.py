@@ -5,6 +5,9 @@ from typing import NamedTuple
 from edgeprune.errors import PruningError
 from edgeprune.prune.method import ModelGeometry
 
+PLACES = ("vit", "projector")
+"""Where a baseline may drop tokens: inside the vision tower, or between it and the projector."""
+
 
 class SiteBudget(NamedTuple):
     """What a decoder site says of the number it keeps: one of the two."""
@@ -28,6 +31,16 @@ def check_budget(name: str, keep: int, keep_ratio: float) -> None:
         raise PruningError(f"{name}: 'keep' is {keep}, allowed: 1 or more, or 0 to keep by 'keep_ratio'")
     if not 0 < keep_ratio <= 1:
         raise PruningError(f"{name}: 'keep_ratio' is {keep_ratio}, allowed: above 0, up to 1 (share kept)")
+
+
+def check_place(name: str, place: str) -> None:
+    """Refuse a place outside of :data:`PLACES`.
+
+    Raises:
+        PruningError: With the allowed values.
+    """
+    if place not in PLACES:
+        raise PruningError(f"{name}: 'at' is '{place}', allowed: {', '.join(PLACES)}")
 
 
 def tokens_to_keep(name: str, keep: int, keep_ratio: float, num_patches: int) -> int:

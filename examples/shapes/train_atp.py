@@ -35,6 +35,8 @@ from edgeprune.prune.atp import Atp
 from edgeprune.prune.atp_soft import AtpTraining, SoftPrefill, SoftPrunedDecoder, atp_loss
 from edgeprune.pruned_model import PrunedModel
 from edgeprune.pruning_plan import PruningPlan
+from edgeprune.runtimes.pictures import PreparedPictures
+from edgeprune.tensor_names import PIXEL_VALUES
 
 VALIDATION_SEED = 77
 
@@ -86,7 +88,8 @@ class Asker:
         parts = []
         for start in range(0, len(raw), size):
             pixels = normalise(torch.from_numpy(np.stack(raw[start : start + size])))
-            parts.append(self.model.encode_pictures(pixels).features)
+            tower = self.model.encode({PIXEL_VALUES: pixels})
+            parts.append(self.model.project(tower.features))
         return torch.cat(parts)
 
     def training_questions(self, seed: int, pictures: int, per_picture: int) -> Questions:
@@ -191,8 +194,9 @@ def measure_one_by_one(pruned: PrunedModel, folder: Path, count: int, seed: int)
     for image, question, scene in held_out_questions(count, seed):
         example = asker.example(scene, question)
         pixels = normalise(torch.from_numpy(np.array(image)[None])).numpy()
+        pictures = PreparedPictures.of_whole_tiles(pixels, pruned.plan.geometry.grid)
         told, sites = pruned.generate(
-            np.array(example.prompt, dtype=np.int64), pixels, max_new_tokens=8, eos_token_ids=(asker.eos,)
+            np.array(example.prompt, dtype=np.int64), pictures, max_new_tokens=8, eos_token_ids=(asker.eos,)
         )
         examples.append(example)
         right.append([*told, asker.eos] == example.answer)

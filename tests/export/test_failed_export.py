@@ -142,7 +142,7 @@ def test_graph_that_computes_something_else_is_not_exported(tied_folder, older, 
         value.const_value = ir.tensor(array, name=name)
 
     monkeypatch.setattr(fold_transposed_weights, "apply", damage)
-    with pytest.raises(ParityError, match=r"vision\.onnx, output image_features"):
+    with pytest.raises(ParityError, match=r"vision\.onnx, output patch_features"):
         export(tied_folder, older)
     assert beside(older) == {"bundle"}
     Bundle.open(older, check_all=True)

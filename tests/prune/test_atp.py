@@ -4,11 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_references import atp_reference, attention_logits, causal_softmax, sigmoid, spatial_table
+from site_inputs import layout_of
 
 from edgeprune import tensor_names as names
 from edgeprune.errors import PruningError
 from edgeprune.models.llama import Cut
-from edgeprune.prune.atp import Atp, AtpSelector, normalise_scores, spatial_scores
+from edgeprune.prune.atp import Atp, AtpSelector, grid_places, normalise_scores, spatial_scores
 from edgeprune.prune.method import ModelGeometry
 from edgeprune.prune.registry import method_from_parameters
 
@@ -76,7 +77,8 @@ def run_selector(module: AtpSelector, query, key, slots, num_text, num_images):
             names.present_key(layer): torch.tensor(key[None]).float(),
             names.VISUAL_SLOTS: torch.tensor(slots),
             names.TEXT_ROWS: torch.arange(length - num_text, length),
-            names.IMAGE_IDS: torch.arange(num_images),
+            names.GRID_IDS: torch.arange(num_images),
+            names.VISUAL_PLACES: torch.from_numpy(layout_of([module.grid] * num_images).table),
         }
     )
     order = keep_indices.numpy()
@@ -142,6 +144,7 @@ def test_scores_equal_explicit_attention_matrices(num_kv_heads):
         torch.tensor(slots),
         torch.arange(length - num_text, length),
         torch.arange(2),
+        torch.from_numpy(layout_of([grid, grid]).table),
     )
     logits = attention_logits(query, key)
     probabilities = causal_softmax(logits)
@@ -173,7 +176,7 @@ def test_scores_equal_explicit_attention_matrices(num_kv_heads):
     ],
 )
 def test_spatial_scores_of_square_grids(side, table):
-    scores = spatial_scores((side, side), (2, 4, 8), 3.0).view(side, side)
+    scores = spatial_scores(grid_places((side, side)), (2, 4, 8), 3.0).view(side, side)
     for row in range(side):
         for column in range(side):
             expected = next((s for stride, s in table.items() if row % stride == column % stride == 0), 0.0)
@@ -184,7 +187,9 @@ def test_spatial_scores_of_a_ragged_grid():
     # 5×7, strides 2, 4, 8: R = 12/35, 4/35, 1/35; 1 - 36/35 is below zero and counts as not sampled.
     a, b = 1 - 3 / 35, 1 - 12 / 35
     expected = [[a, 0, 0, 0, b, 0, 0], [0] * 7, [0] * 7, [0] * 7, [b, 0, 0, 0, b, 0, 0]]
-    assert spatial_scores((5, 7), (2, 4, 8), 3.0).view(5, 7).numpy() == pytest.approx(np.array(expected))
+    assert spatial_scores(grid_places((5, 7)), (2, 4, 8), 3.0).view(5, 7).numpy() == pytest.approx(
+        np.array(expected)
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -194,7 +199,7 @@ def test_spatial_scores_of_a_ragged_grid():
     scale=st.floats(0.1, 4),
 )
 def test_spatial_scores_equal_the_definition(grid, strides, scale):
-    scores = spatial_scores(grid, tuple(strides), scale).numpy()
+    scores = spatial_scores(grid_places(grid), tuple(strides), scale).numpy()
     assert scores == pytest.approx(spatial_table(grid, strides, scale), abs=1e-6)
 
 
@@ -214,14 +219,16 @@ def test_pruned_tokens_enter_the_heads_as_zeros():
     heads = random_heads(rng, 12, 5)
     module = selector(Atp(layers=(1,), hidden_width=5), (3, 4), heads)
     slots = np.array([-1, 0, 3, 11, 13, 14, -1])
+    places = torch.from_numpy(layout_of([(3, 4), (3, 4)]).table)
     scores = module.scores(
         torch.randn(1, 4, 7, 8),
         torch.randn(1, 2, 7, 8),
         torch.tensor(slots),
         torch.tensor([6]),
         torch.arange(2),
+        places,
     )
-    theta_r, theta_s = module.thresholds(scores, torch.tensor(slots), torch.arange(2))
+    theta_r, theta_s = module.thresholds(scores, torch.tensor(slots), torch.arange(2), places)
     for image in range(2):
         by_grid = np.zeros(24)
         for row, slot in enumerate(slots):
@@ -241,11 +248,14 @@ def test_a_picture_does_not_depend_on_the_one_after_it_but_for_the_text():
     module = selector(Atp(layers=(1,), hidden_width=5), (4, 4), random_heads(rng, 16, 5, spread=3))
     slots = torch.tensor([-1, *range(16), *range(16, 32), -1, -1])
     query, key = torch.randn(1, 4, 35, 8), torch.randn(1, 2, 35, 8)
-    both = module.scores(query, key, slots, torch.tensor([33, 34]), torch.arange(2))
-    alone = module.scores(query[:, :, :17], key[:, :, :17], slots[:17], torch.tensor([0]), torch.arange(1))
+    places = torch.from_numpy(layout_of([(4, 4), (4, 4)]).table)
+    both = module.scores(query, key, slots, torch.tensor([33, 34]), torch.arange(2), places)
+    alone = module.scores(
+        query[:, :, :17], key[:, :, :17], slots[:17], torch.tensor([0]), torch.arange(1), places[:16]
+    )
     assert torch.allclose(both.self_score[:17], alone.self_score, atol=1e-6)
     assert torch.equal(both.spatial_score[:17], alone.spatial_score)
-    theta_r, theta_s = module.thresholds(both, slots, torch.arange(2))
+    theta_r, theta_s = module.thresholds(both, slots, torch.arange(2), places)
     for theta in (theta_r, theta_s):
         assert theta[1:17].unique().numel() == theta[17:33].unique().numel() == 1
         assert theta[1] != theta[17]
@@ -265,6 +275,7 @@ def test_one_token_survives_thresholds_that_drop_all(num_images):
         torch.tensor(slots),
         torch.tensor([len(slots) - 1]),
         torch.arange(num_images),
+        torch.from_numpy(layout_of([(4, 4)] * num_images).table),
     )
     best = int(scores.redundant_score[1:-1].argmax()) + 1
     assert np.flatnonzero(kept).tolist() == [0, best, len(slots) - 1]
@@ -278,7 +289,12 @@ def test_thresholds_are_strict():
     query, key = np.ones((4, 5, 8)), np.zeros((2, 5, 8))
     key[:, 2] = 0.01
     scores = module.scores(
-        floats(query[None]), floats(key[None]), torch.tensor(slots), torch.tensor([4]), torch.arange(1)
+        floats(query[None]),
+        floats(key[None]),
+        torch.tensor(slots),
+        torch.tensor([4]),
+        torch.arange(1),
+        grid_places((2, 2)),
     )
     assert scores.spatial_score.tolist() == [0.5, 0, 0, 0, 0]
     assert scores.redundant_score.max() < 0.5

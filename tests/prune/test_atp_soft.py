@@ -44,9 +44,8 @@ def batch_of(pruned, prompts, *, answer=()):
     """Embedded prompts with an answer behind them, padded on the right with a token that would show."""
     lengths = [len(ids) for ids, _ in prompts]
     padded = torch.full((len(prompts), max(lengths) + len(answer)), 17)
-    features = pruned.model.encode_pictures(
-        torch.from_numpy(np.concatenate([p for _, p in prompts]))
-    ).features
+    pixels = torch.from_numpy(np.concatenate([pictures.pixel_values for _, pictures in prompts]))
+    features = pruned.model.project(pruned.model.encode({"pixel_values": pixels}).features)
     for row, (ids, _) in enumerate(prompts):
         padded[row, : len(ids) + len(answer)] = torch.tensor([*ids.tolist(), *answer])
     embedded = pruned.model.language_model.embed_tokens(padded)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgeprune.prune.method import PruningMethod
+from edgeprune.prune.random_tokens import FixedPatches
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,12 @@ class EveryOther(PruningMethod):
     def check(self, geometry):
         del geometry
 
-    def projector_slots(self, geometry):
-        return tuple(range(self.offset, geometry.num_patches, 2))
+    def tokens_per_tile(self, geometry):
+        return len(range(self.offset, geometry.num_patches, 2))
+
+    def feature_pruner(self, geometry, tower):
+        del tower
+        return FixedPatches(tuple(range(self.offset, geometry.num_patches, 2)))
 """
 
 

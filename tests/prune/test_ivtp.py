@@ -97,7 +97,7 @@ def test_schedule_of_llava_1_5():
         (Cut(8, before_mlp=True), 78),
         (Cut(11, before_mlp=True), 64),
     ]
-    assert method.tokens_per_image(LLAVA_7B) == 120
+    assert method.tokens_per_tile(LLAVA_7B) == 120
     assert method.probe(LLAVA_7B).layers == tuple(range(12))
     assert sites[1].reads == (
         *("query.3", "query.4"),

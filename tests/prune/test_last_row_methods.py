@@ -5,13 +5,14 @@ import pytest
 import torch
 from geometries import LLAVA_7B
 from numpy_references import adaptprune_kept, highest, last_row_scores
-from site_inputs import random_site_inputs
+from site_inputs import layout_of, random_site_inputs
 
 from edgeprune import tensor_names as names
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PruningError
 from edgeprune.models.llama import Cut
 from edgeprune.prune.adaptprune import AdaptPrune, centre_weights, nearness_table
+from edgeprune.prune.atp import grid_places
 from edgeprune.prune.fastv import FastV
 from edgeprune.prune.registry import method_from_parameters
 from edgeprune.prune.vtw import Vtw
@@ -104,14 +105,24 @@ def test_adaptprune_never_keeps_a_token_twice(llava_folder):
 
 def test_adaptprune_does_not_suppress_across_pictures(llava_folder):
     stage = site_of(llava_folder, AdaptPrune(layer=2, keep=1))
-    places = stage.selector._places(torch.arange(2 * 36))
-    across = (places[:36, None] - places[None, 36:]).square().sum(-1)
-    assert int(across.min()) >= len(stage.selector.nearness) - 1
-    assert stage.selector.nearness[-1] == 0
+    inputs = random_site_inputs(stage, 1)
+    hidden = inputs[names.out(names.HIDDEN_STATES)]
+    slots = torch.cat((torch.tensor([-1]), torch.arange(72), torch.tensor([-1])))
+    inputs |= {
+        names.VISUAL_SLOTS: slots,
+        names.NUM_KEEP: torch.tensor(2),
+        names.VISUAL_PLACES: torch.from_numpy(layout_of([GRID, GRID]).table),
+        # All alike, all attended to alike: the second choice lies outside the first one's reach.
+        names.out(names.HIDDEN_STATES): hidden[:, :1].expand(1, 74, -1).contiguous(),
+        names.query(1): torch.zeros(1, 4, 74, 8),
+        names.present_key(1): torch.zeros(1, 2, 74, 8),
+    }
+    first, second = sorted(slots[kept_rows(stage, inputs)].tolist())
+    assert second == first + 36, "the same place in the other picture, not suppressed"
 
 
 def test_adaptprune_tables():
-    centre = centre_weights((24, 24)).view(24, 24)
+    centre = centre_weights(grid_places((24, 24))).view(24, 24)
     assert centre.max() == 1
     assert torch.equal(centre, centre.flip(0, 1))
     # Upstream's mask: coordinates -12 … 12 in 24 steps, sigma 12.

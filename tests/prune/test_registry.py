@@ -8,7 +8,7 @@ from edgeprune.errors import PruningError
 from edgeprune.prune.atp import Atp
 from edgeprune.prune.ivtp import Ivtp
 from edgeprune.prune.method import PruningMethod
-from edgeprune.prune.random_tokens import RandomTokens
+from edgeprune.prune.random_tokens import FixedPatches, RandomTokens
 from edgeprune.prune.registry import METHODS, method_from_parameters, methods_to_json, register_method
 
 
@@ -28,8 +28,12 @@ def own_method():
         def check(self, geometry):
             del geometry
 
-        def projector_slots(self, geometry):
-            return tuple(range(self.offset, geometry.num_patches, 2))
+        def tokens_per_tile(self, geometry):
+            return len(range(self.offset, geometry.num_patches, 2))
+
+        def feature_pruner(self, geometry, tower):
+            del tower
+            return FixedPatches(tuple(range(self.offset, geometry.num_patches, 2)))
 
     yield EveryOther
     del METHODS["every-other"]
@@ -83,7 +87,7 @@ def test_an_integer_is_a_number():
         ),
         ("atp", {"preset": "paper"}, "atp: unknown preset 'paper', known: paper-144, paper-88"),
         ("atp", {"preset": ["paper-88"]}, "atp: unknown preset '['paper-88']', known: paper-144, paper-88"),
-        ("random", {"keeps": 3}, "random: unknown parameter 'keeps', known: keep, seed"),
+        ("random", {"keeps": 3}, "random: unknown parameter 'keeps', known: keep, keep_ratio, seed, at"),
         ("random", {"keep": "3"}, "random: 'keep' is '3', expected int"),
         ("random", {"keep": 3.0}, "random: 'keep' is 3.0, expected int"),
         ("random", {"keep": True}, "random: 'keep' is True, expected int"),

@@ -124,7 +124,7 @@ def test_attention_counts_a_merged_token_as_often_as_it_stands_for(llava_folder)
 )
 def test_vision_graphs_keep_what_torch_keeps(llava_folder, method, tokens, dtype):
     model = load_checkpoint(llava_folder, methods=[method], dtype=dtype)
-    assert model.plan.tokens_per_image == tokens
+    assert model.plan.tokens_per_tile == tokens
     proto = ir.to_proto(trace_stage(model.vision, dtype, 23))
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     disagreeing = 0
@@ -134,15 +134,15 @@ def test_vision_graphs_keep_what_torch_keeps(llava_folder, method, tokens, dtype
         with torch.no_grad():
             expected = model.vision({"pixel_values": pixels.to(dtype)})
         features, slots = session.run(
-            ["image_features", "image_slots"], {"pixel_values": pixels.to(dtype).numpy()}
+            ["patch_features", "patch_slots"], {"pixel_values": pixels.to(dtype).numpy()}
         )
-        assert features.shape == tuple(expected["image_features"].shape)
-        same = slots.tolist() == expected["image_slots"].tolist()
+        assert features.shape == tuple(expected["patch_features"].shape)
+        same = slots.tolist() == expected["patch_slots"].tolist()
         # In half precision the tower itself rounds differently, and a token may be nearer than that to another.
         assert same or dtype == torch.float16, seed
         disagreeing += not same
         if same and dtype == torch.float32:
-            np.testing.assert_allclose(features, expected["image_features"].numpy(), atol=1e-3)
+            np.testing.assert_allclose(features, expected["patch_features"].numpy(), atol=1e-3)
     assert disagreeing <= 10
 
 
@@ -154,8 +154,8 @@ def test_ivtp_v_is_the_first_stage_of_ivtp(llava_folder):
             load_checkpoint(llava_folder, methods=[method]).vision({"pixel_values": pixels})
             for method in (both, IvtpVision(keep=10))
         )
-    assert torch.equal(first["image_slots"], alone["image_slots"])
-    assert torch.equal(first["image_features"], alone["image_features"])
+    assert torch.equal(first["patch_slots"], alone["patch_slots"])
+    assert torch.equal(first["patch_features"], alone["patch_features"])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_ivtp_v_is_the_first_stage_of_ivtp(llava_folder):
     ],
 )
 def test_presets(name, parameters, tokens):
-    assert method_from_parameters(name, parameters).tokens_per_image(LLAVA_7B) == tokens
+    assert method_from_parameters(name, parameters).tokens_per_tile(LLAVA_7B) == tokens
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from edgeprune import tensor_names as names
 from edgeprune.errors import PromptError
 from edgeprune.runtimes.layout import SequenceLayout
+from edgeprune.visual_layout import VisualGrid, VisualLayout
 
 IMAGE = 7
 
@@ -16,37 +17,45 @@ IMAGE = 7
 class Counts(NamedTuple):
     """What a site knows beforehand."""
 
-    keep_per_image: int
+    keep_per_image: int | None = None
+    keep_share: float | None = None
     recycled_per_image: int = 0
     merged_per_image: int = 0
 
 
-def layout_of(*ids, num_images=1):
-    return SequenceLayout.from_token_ids(np.array(ids, np.int64), IMAGE, num_images)
+def pictures(*sizes):
+    """Pictures of one row of so many tokens each."""
+    grids = [VisualGrid(image, 1, size, (0, 0, 1, 1)) for image, size in enumerate(sizes)]
+    return VisualLayout.of_whole_grids(grids)
+
+
+def layout_of(*ids, sizes=None):
+    visual = pictures(*(ids.count(IMAGE),) if sizes is None else sizes)
+    return SequenceLayout.from_token_ids(np.array(ids, np.int64), IMAGE, visual)
 
 
 def test_rows_of_one_picture():
     layout = layout_of(1, 2, IMAGE, IMAGE, IMAGE, 3, 4)
-    assert layout == SequenceLayout(
-        num_rows=7, num_text_rows=2, num_images=1, num_visual=3, num_prompt_rows=7
-    )
+    assert (layout.num_rows, layout.num_text_rows, layout.num_visual, layout.num_prompt_rows) == (7, 2, 3, 7)
+    assert layout.num_images == 1
     assert layout.host_input(names.TEXT_ROWS).tolist() == [5, 6]
     assert layout.host_input(names.CONTEXT_ROWS).tolist() == [0, 1, 2, 3, 4]
-    assert layout.host_input(names.IMAGE_IDS).tolist() == [0]
+    assert layout.host_input(names.GRID_IDS).tolist() == [0]
+    assert layout.host_input(names.VISUAL_PLACES).tolist() == [[0, 0, column, 1, 3] for column in range(3)]
     num_keep = layout.host_input(names.NUM_KEEP, Counts(2))
     assert (num_keep.shape, int(num_keep)) == ((), 2)
 
 
 def test_text_between_pictures_is_context():
-    layout = layout_of(IMAGE, IMAGE, 5, 5, IMAGE, IMAGE, 6, num_images=2)
+    layout = layout_of(IMAGE, IMAGE, 5, 5, IMAGE, IMAGE, 6, sizes=(2, 2))
     assert layout.host_input(names.TEXT_ROWS).tolist() == [6]
     assert layout.host_input(names.CONTEXT_ROWS).tolist() == [0, 1, 2, 3, 4, 5]
-    assert layout.host_input(names.IMAGE_IDS).tolist() == [0, 1]
+    assert layout.host_input(names.GRID_IDS).tolist() == [0, 1]
     assert int(layout.host_input(names.NUM_KEEP, Counts(2))) == 4
 
 
 def test_merging_counts_for_all_pictures():
-    layout = layout_of(IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, 6, 6, num_images=2)
+    layout = layout_of(IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, 6, 6, sizes=(3, 3))
     site = Counts(keep_per_image=2, recycled_per_image=2, merged_per_image=1)
     assert int(layout.host_input(names.NUM_KEEP, site)) == 2
     assert layout.host_input(names.RECYCLED_IDS, site).tolist() == [0, 1, 2, 3]
@@ -57,8 +66,8 @@ def test_merging_counts_for_all_pictures():
 
 
 def test_text_alone():
-    layout = layout_of(1, 2, 3, num_images=0)
-    assert layout == SequenceLayout(3, 3, 0, 0, 3)
+    layout = SequenceLayout.from_token_ids(np.array([1, 2, 3]), IMAGE, None)
+    assert layout == SequenceLayout(3, 3, 0, 3, None)
     assert layout.host_input(names.TEXT_ROWS).tolist() == [0, 1, 2]
     assert layout.host_input(names.CONTEXT_ROWS).tolist() == []
 
@@ -86,9 +95,10 @@ def test_dropping_visual_tokens_leaves_the_layout_of_the_shorter_sequence(data):
     # The last visual token may be dropped: the text after it stays the text rows.
     kept = data.draw(st.sets(st.sampled_from(visual.tolist()), min_size=1)) | {int(visual[-1])}
     rows = [row for row in range(len(ids)) if ids[row] != IMAGE or row in kept]
-    before = SequenceLayout.from_token_ids(ids, IMAGE, 1)
+    visual_layout = pictures(len(visual))
+    before = SequenceLayout.from_token_ids(ids, IMAGE, visual_layout)
     after = before.keep(len(rows))
-    shorter = SequenceLayout.from_token_ids(ids[rows], IMAGE, 1)
+    shorter = SequenceLayout.from_token_ids(ids[rows], IMAGE, visual_layout)
     assert after == replace(shorter, num_prompt_rows=len(ids))
     text = before.host_input(names.TEXT_ROWS)
     assert ids[rows][after.host_input(names.TEXT_ROWS)].tolist() == ids[text].tolist()
@@ -102,3 +112,20 @@ def test_dropping_the_last_visual_token_keeps_the_text_rows():
     assert after.host_input(names.TEXT_ROWS).tolist() == [3, 4]
     assert after.host_input(names.CONTEXT_ROWS).tolist() == [0, 1, 2]
     assert after.num_visual == 1
+
+
+@pytest.mark.parametrize(
+    ("site", "sizes", "left"),
+    [
+        (Counts(keep_per_image=2), (3, 3), 4),
+        (Counts(keep_per_image=5), (3, 3), 6),  # no more than there are
+        (Counts(keep_share=0.5), (5, 2), 3),
+        (Counts(keep_share=0.1), (5, 2), 2),  # at least one of each picture
+        (Counts(keep_share=0.29), (100,), 29),
+        (Counts(keep_per_image=0), (3, 3), 0),
+        (Counts(), (3, 3), None),
+    ],
+)
+def test_tokens_that_leave_a_site(site, sizes, left):
+    layout = layout_of(*[IMAGE] * sum(sizes), 1, sizes=sizes)
+    assert layout.visual_tokens_behind(site) == left

@@ -14,6 +14,14 @@ CROP = ImagePreprocessing(96, None, "bicubic", (96, 96), 1 / 255, (0.5,) * 3, (0
 RED = (255, 60, 60)
 
 
+def overlay(picture, preprocessing, grid, sites):
+    """An overlay of one picture that is one tile; sites are (title, kept, tokens that entered)."""
+    visual = preprocessing.prepare([picture], grid).layout
+    entering = range(sites[0][2]) if sites else ()
+    kept = [(title, indices) for title, indices, _ in sites]
+    return draw_overlay(preprocessing.to_rgb(picture), visual, 0, entering, kept)
+
+
 def panels_of(sheet: Image.Image) -> list[tuple[int, int]]:
     """(left, right) of each panel in the first row: the runs of columns that are not paper."""
     inked = (np.asarray(sheet)[sheet.height * 2 // 3] != 255).any(axis=1)
@@ -28,7 +36,7 @@ def top_of(sheet: Image.Image, left: int, right: int) -> int:
 
 def test_kept_patches_are_clear_and_dropped_ones_dark():
     kept = [0, 5, 6, 15]
-    sheet = draw_overlay(Image.new("RGB", (96, 96), RED), SQUARE, (4, 4), [("site 0", kept, 16)])
+    sheet = overlay(Image.new("RGB", (96, 96), RED), SQUARE, (4, 4), [("site 0", kept, 16)])
     (_, (left, right)) = panels_of(sheet)
     top, cell = top_of(sheet, left, right), (right - left) / 4
     pixels = np.asarray(sheet)
@@ -44,7 +52,7 @@ def test_kept_patches_are_clear_and_dropped_ones_dark():
 
 def test_what_the_crop_leaves_out_is_faded():
     """A picture of 2:1 loses a quarter on either side; both panels are 480 pixels wide."""
-    sheet = draw_overlay(Image.new("RGB", (200, 100), RED), CROP, (2, 2), [("site 0", [0, 1, 2, 3], 4)])
+    sheet = overlay(Image.new("RGB", (200, 100), RED), CROP, (2, 2), [("site 0", [0, 1, 2, 3], 4)])
     (_, (left, right)) = panels_of(sheet)
     assert right - left == 480
     middle = np.asarray(sheet)[top_of(sheet, left, right) + 60, left:right]
@@ -55,7 +63,7 @@ def test_what_the_crop_leaves_out_is_faded():
 
 @pytest.mark.parametrize("size", [(1, 1), (96, 96), (7, 300), (300, 7), (3000, 2000)])
 def test_panels_are_readable_whatever_the_size(size):
-    sheet = draw_overlay(Image.new("RGB", size, RED), SQUARE, (3, 3), [("site 0", [4], 9)])
+    sheet = overlay(Image.new("RGB", size, RED), SQUARE, (3, 3), [("site 0", [4], 9)])
     assert 2 * 360 <= sheet.width <= 2 * 480 + 3 * 16
     assert sheet.height < 800
 
@@ -64,7 +72,7 @@ def test_at_most_four_panels_in_a_row():
     picture = Image.new("RGB", (96, 96), RED)
 
     def size(num_sites: int) -> tuple[int, int]:
-        return draw_overlay(picture, SQUARE, (3, 3), [("site", [4], 9)] * num_sites).size
+        return overlay(picture, SQUARE, (3, 3), [("site", [4], 9)] * num_sites).size
 
     assert size(3)[1] == size(1)[1]
     assert size(4)[0] == size(3)[0]
@@ -74,24 +82,24 @@ def test_at_most_four_panels_in_a_row():
 
 def test_long_titles_are_wrapped():
     picture = Image.new("RGB", (96, 96), RED)
-    short = draw_overlay(picture, SQUARE, (3, 3), [("site 0", [4], 9)])
-    long = draw_overlay(picture, SQUARE, (3, 3), [("site 0 · " + "before a layer " * 6, [4], 9)])
+    short = overlay(picture, SQUARE, (3, 3), [("site 0", [4], 9)])
+    long = overlay(picture, SQUARE, (3, 3), [("site 0 · " + "before a layer " * 6, [4], 9)])
     assert long.width == short.width
     assert long.height > short.height
 
 
 def test_no_site_shows_the_picture_alone():
-    assert len(panels_of(draw_overlay(Image.new("RGB", (96, 96), RED), SQUARE, (3, 3), []))) == 1
+    assert len(panels_of(overlay(Image.new("RGB", (96, 96), RED), SQUARE, (3, 3), []))) == 1
 
 
 def test_pictures_of_other_modes():
     for mode in ("L", "RGBA", "P", "1"):
-        draw_overlay(Image.new(mode, (96, 96)), SQUARE, (3, 3), [("site", [4], 9)])
+        overlay(Image.new(mode, (96, 96)), SQUARE, (3, 3), [("site", [4], 9)])
 
 
 def test_photograph_and_nothing_kept():
     picture = read_picture(get_sample_data("grace_hopper.jpg", asfileobj=False))
-    sheet = draw_overlay(picture, CROP, (24, 24), [("site 0", range(88), 144), ("site 1", [], 88)])
+    sheet = overlay(picture, CROP, (24, 24), [("site 0", range(88), 144), ("site 1", [], 88)])
     (_, (a, b), (c, d)) = panels_of(sheet)
     pixels = np.asarray(sheet)
     coloured = [np.ptp(pixels[60:-20, x:y].astype(int), axis=2).max() for x, y in ((a, b), (c, d))]
@@ -101,8 +109,8 @@ def test_photograph_and_nothing_kept():
 
 @pytest.mark.parametrize("index", [-1, 9])
 def test_index_outside_of_the_grid(index):
-    with pytest.raises(PictureError, match=rf"index {index}, outside the grid of 3 × 3"):
-        draw_overlay(Image.new("RGB", (9, 9)), SQUARE, (3, 3), [("site", [0, index], 9)])
+    with pytest.raises(PictureError, match=rf"slot {index}, outside the 9 of the pictures"):
+        overlay(Image.new("RGB", (9, 9)), SQUARE, (3, 3), [("site", [0, index], 9)])
 
 
 @pytest.mark.parametrize("extension", [".png", ".JPG", ".webp"])

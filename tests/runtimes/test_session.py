@@ -45,19 +45,26 @@ class Pair:
     def reference(self, pictures, prompt, max_new_tokens):
         """Greedy ids and site results of the reference with the session's inputs."""
         manifest = self.session.bundle.manifest
-        tokens = [manifest.geometry.tokens_per_image] * len(pictures)
+        prepared = self.prepare(pictures)
+        tower = None if prepared is None else self.model.encode_pictures(prepared)
+        tokens = () if tower is None else tower.rows.tokens_per_image
         encoded = self.session.prompts.encode_chat(prompt, tokens)
-        pixels = self.session.preprocessing([read_picture(p) for p in pictures]) if pictures else None
         guide = None
         if self.guide is not None and pictures:
             guide = self.guide.encode(encoded.tail_text, encoded.tail_offsets)
         return self.model.generate(
             encoded.token_ids,
-            pixels,
+            prepared,
             guide,
             max_new_tokens=max_new_tokens,
             eos_token_ids=manifest.prompt["eos_token_ids"],
         )
+
+    def prepare(self, pictures):
+        """The pictures as the model takes them; None for none."""
+        grid = self.session.bundle.manifest.geometry.grid
+        read = [read_picture(picture) for picture in pictures]
+        return self.session.preprocessing.prepare(read, grid) if read else None
 
     def chain(self) -> GraphChain:
         bundle, backend = self.session.bundle, self.session.backend
@@ -194,7 +201,8 @@ def test_logits_are_those_of_the_reference(pair, chain, num_images, prefix, betw
     guide = random_guide(pair.guide, suffix, seed) if num_images else None
     expected = pair.model.prefill(ids, pixels, guide)
     watch = Stopwatch()
-    logits, sequence = chain.prefill(ids, pixels, guide, 4, watch)
+    tower = None if pixels is None else chain.encode_pictures(pixels, watch)
+    logits, sequence = chain.prefill(ids, tower, guide, 4, watch)
     reports = chain.site_reports(sequence)
     assert [report.indices for report in reports] == [site.slots for site in expected.sites]
     assert expected.logits.std() > 0.1, "the comparison would be empty"
@@ -224,7 +232,8 @@ def test_half_precision(atp_float16_bundle, atp_folder):
     for seed in range(12):
         ids, pixels = random_prompt(num_images=seed % 3, seed=seed)
         expected = pair.model.prefill(ids, pixels)
-        logits, sequence = chain.prefill(ids, pixels, None, 2, Stopwatch())
+        tower = None if pixels is None else chain.encode_pictures(pixels, Stopwatch())
+        logits, sequence = chain.prefill(ids, tower, None, 2, Stopwatch())
         assert logits.dtype == np.float16
         sites = [report.indices for report in chain.site_reports(sequence)]
         if sites != [site.slots for site in expected.sites]:
@@ -315,7 +324,7 @@ def test_end_token_ends_the_answer(atp_bundle, tmp_path):
 
 def test_timings_and_json(session):
     answer = session.answer(PICTURES[:1], QUESTION, SamplingOptions(3))
-    stages = {"preprocess", "tokenize", "vision", "embed", "logits_to_host", "decode"}
+    stages = {"preprocess", "tokenize", "vision", "projector", "embed", "logits_to_host", "decode"}
     stages |= {f"prefill.segment{index}" for index in range(4)}
     stages |= {f"{step}.site{index}" for step in ("select", "gather") for index in range(3)}
     assert set(answer.timings_ms) == stages | {"time_to_first_token", "total"}
@@ -367,8 +376,8 @@ def test_dyrate_drops_tokens_while_it_generates(dyrate_bundle, dyrate_folder):
         # Memory falls with the tokens, in the caches behind the site only.
         chain, watch = opened.chain(), Stopwatch()
         encoded = opened.session.prompts.encode_chat(QUESTION, [36, 36])
-        pixels = opened.session.preprocessing([read_picture(picture) for picture in PICTURES[:2]])
-        _, sequence = chain.prefill(encoded.token_ids, pixels, None, 41, watch)
+        tower = chain.encode_pictures(opened.prepare(PICTURES[:2]), watch)
+        _, sequence = chain.prefill(encoded.token_ids, tower, None, 41, watch)
         before = [cache.nbytes for cache in sequence.caches]
         for token in answer.token_ids:
             chain.decode(token, sequence, watch)
