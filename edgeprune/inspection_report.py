@@ -113,7 +113,8 @@ def _cost_note(inspection: Inspection) -> str:
 
 def _layers(group: GroupCost) -> str:
     if group.layers == group.mlp_layers:
-        return _span(group.layers)
+        # None where a site lies before layer 0.
+        return _span(group.layers) or "none"
     parts = (("attention", group.layers), ("MLP", group.mlp_layers))
     return ", ".join(f"{name} {_span(layers)}" for name, layers in parts if layers)
 

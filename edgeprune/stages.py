@@ -202,7 +202,7 @@ class SegmentStage(Stage):
         config = self.model.config.decoder
         specs = [TensorSpec(names.HIDDEN_STATES, "model", (1, "sequence", config.hidden_size))]
         if not self.layers:
-            # Only an MLP and the head: a site lies inside the last layer.
+            # Nothing (a site before layer 0), or only an MLP and the head (a site inside the last layer).
             return tuple(specs)
         specs.append(TensorSpec(names.POSITION_IDS, "int64", (self.axes, "sequence")))
         cache = (1, config.num_kv_heads, "past", config.head_dim)
@@ -270,7 +270,8 @@ class SegmentStage(Stage):
         if self.is_last:
             outputs[names.LOGITS] = self.model.head(ran.hidden[:, -1])
         else:
-            outputs[names.out(names.HIDDEN_STATES)] = ran.hidden
+            # A graph's output is another value than its input, also where no block lies between (before layer 0).
+            outputs[names.out(names.HIDDEN_STATES)] = ran.hidden if self.start < self.end else hidden.clone()
         for layer, attention in ran.attentions.items():
             outputs[names.present_key(layer)] = attention.key
             outputs[names.present_value(layer)] = attention.value
@@ -289,6 +290,7 @@ class SelectStage(Stage):
         names.TEXT_ROWS: TensorSpec(names.TEXT_ROWS, "int64", ("text_rows",)),
         names.CONTEXT_ROWS: TensorSpec(names.CONTEXT_ROWS, "int64", ("context_rows",)),
         names.GRID_IDS: TensorSpec(names.GRID_IDS, "int64", ("grids",)),
+        names.GRID_KEEP: TensorSpec(names.GRID_KEEP, "int64", ("grids",)),
         names.VISUAL_PLACES: TensorSpec(names.VISUAL_PLACES, "int64", ("slots", 5)),
         names.NUM_KEEP: TensorSpec(names.NUM_KEEP, "int64", ()),
         names.PROMPT_TEXT_ROWS: TensorSpec(names.PROMPT_TEXT_ROWS, "int64", ("text_rows",)),

@@ -42,6 +42,7 @@ CACHED_KEY = "cached_key"  # [1, Hkv, P, D], of any layer
 CACHED_VALUE = "cached_value"  # [1, Hkv, P, D], of any layer
 CONTEXT_ROWS = "context_rows"  # rows up to the last visual token, int64
 GRID_IDS = "grid_ids"  # [G] int64: 0 … G-1
+GRID_KEEP = "grid_keep"  # [G] int64: visual tokens to keep of each grid, where the count is known beforehand
 VISUAL_PLACES = (
     "visual_places"  # int64 by slot: grid, row and column of a token, rows and columns of its grid
 )

@@ -132,6 +132,16 @@ class VisualLayout:
         joined = np.concatenate((rows, -1 - new))[np.argsort(order[slots], kind="stable")]
         return FeatureRows(joined, self._count_by_image(slots))
 
+    def split_over_grids(self, per_image: Sequence[int]) -> Int64Array:
+        """Divide a number for each picture among its grids, by the tokens that they show, [G] int64."""
+        of_grid = np.bincount(self.places[self.slots, 0], minlength=len(self.grids))
+        parts = np.zeros(len(self.grids), np.int64)
+        for image, number in enumerate(per_image):
+            own = [index for index, grid in enumerate(self.grids) if grid.image == image]
+            ends = np.cumsum(of_grid[own]) * number // max(1, int(of_grid[own].sum()))
+            parts[own] = np.diff(ends, prepend=0)
+        return parts
+
     @property
     def _is_plain(self) -> bool:
         """Whether the prompt shows just what the tower gives, in its order."""

@@ -80,15 +80,8 @@ class SequenceLayout:
         """Visual tokens that leave a site, merged ones included; None if it depends on what the pictures show."""
         if self.visual is None:
             return 0
-        if site.keep_per_image is not None:
-            wanted = site.keep_per_image * self.visual.num_images
-        elif site.keep_share is not None:
-            # The product is rounded first: 0.29 · 100 is 28.999999999999996.
-            counts = self.visual.tokens_per_image
-            wanted = sum(max(1, int(round(count * site.keep_share, 6))) for count in counts)
-        else:
-            return None
-        return min(wanted, self.num_visual)
+        budgets = self._budgets(self.visual, site)
+        return None if budgets is None else min(sum(budgets), self.num_visual)
 
     def host_input(self, name: str, site: SiteCounts | None = None) -> Int64Array:
         """An index tensor by name (:mod:`edgeprune.tensor_names`).
@@ -111,6 +104,10 @@ class SequenceLayout:
             return np.arange(len(self.visual.grids), dtype=np.int64)
         if self.visual is not None and name == names.VISUAL_PLACES:
             return self.visual.table
+        if self.visual is not None and site is not None and name == names.GRID_KEEP:
+            budgets = self._budgets(self.visual, site)
+            if budgets is not None:
+                return self.visual.split_over_grids(budgets)
         if site is not None and name == names.RECYCLED_IDS:
             return np.arange(site.recycled_per_image * self.num_images, dtype=np.int64)
         if site is not None and name == names.MERGED_IDS:
@@ -120,3 +117,14 @@ class SequenceLayout:
             if left is not None:
                 return np.array(left - site.merged_per_image * self.num_images, dtype=np.int64)
         raise KeyError(name)
+
+    @staticmethod
+    def _budgets(visual: VisualLayout, site: SiteCounts) -> list[int] | None:
+        """Visual tokens that a site keeps of each picture; None if it depends on what the pictures show."""
+        counts = visual.tokens_per_image
+        if site.keep_per_image is not None:
+            return [min(site.keep_per_image, count) for count in counts]
+        if site.keep_share is not None:
+            # The product is rounded first: 0.29 · 100 is 28.999999999999996.
+            return [max(1, int(round(count * site.keep_share, 6))) for count in counts]
+        return None

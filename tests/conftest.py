@@ -146,6 +146,42 @@ def sparsevlm_bundle(sparsevlm_folder: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
+def cdpruner_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLaVA checkpoint with CDPruner, which numbers rows anew before layer 0, and DART before layer 2."""
+    from tiny_checkpoints import write_pruning
+
+    folder = Path(shutil.copytree(llava_folder, tmp_path_factory.mktemp("checkpoint") / "cdpruner"))
+    cdpruner = {"method": "cdpruner", "parameters": {"preset": "openvino", "keep": 20}}
+    dart = {"method": "dart", "parameters": {"preset": "paper", "keep": 9}}
+    return write_pruning(folder, [cdpruner, dart])
+
+
+@pytest.fixture(scope="session")
+def cdpruner_bundle(cdpruner_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``cdpruner_folder`` exported."""
+    from edgeprune.export.exporter import export
+
+    return export(cdpruner_folder, tmp_path_factory.mktemp("bundle") / "cdpruner").path
+
+
+@pytest.fixture(scope="session")
+def dart_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLaVA checkpoint with DART on the embedded prompt, its only site."""
+    from tiny_checkpoints import write_pruning
+
+    folder = Path(shutil.copytree(llava_folder, tmp_path_factory.mktemp("checkpoint") / "dart"))
+    return write_pruning(folder, [{"method": "dart", "parameters": {"preset": "edge-llm", "keep": 13}}])
+
+
+@pytest.fixture(scope="session")
+def dart_bundle(dart_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``dart_folder`` exported."""
+    from edgeprune.export.exporter import export
+
+    return export(dart_folder, tmp_path_factory.mktemp("bundle") / "dart").path
+
+
+@pytest.fixture(scope="session")
 def dyrate_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The LLaVA checkpoint with DyRate before layer 2, whose rate grows with the attention to the response."""
     from tiny_checkpoints import add_dyrate

@@ -163,3 +163,99 @@ def adaptprune_kept(scores, keys, slots, grid, count, method):
             like = np.exp(-((1 - cosine) ** 2) / (2 * method.similarity_sigma**2))
             left[row] *= 1 - near * like
     return sorted(kept), gap
+
+
+def _span_volume(kernel, rows):
+    """The determinant of some rows' similarities: the squared volume that they span."""
+    return np.linalg.det(kernel[np.ix_(rows, rows)]) if rows else 1.0
+
+
+def greedy_dpp(kernel, count, step=2.0**-16):
+    """The first ``count`` rows of the greedy MAP, by ratios of determinants, and how clear the closest choice was.
+
+    What gains less than half a step gains nothing: it spans nothing new and goes by index.
+    """
+    kept, spanning, clear = [], [], np.inf
+    for _ in range(count):
+        volume = _span_volume(kernel, spanning)
+        gains = {
+            row: max(0.0, _span_volume(kernel, [*spanning, row]) / volume)
+            for row in range(len(kernel))
+            if row not in kept
+        }
+        best = max(gains.values())
+        # Far below a step: equal rows, and the length of a unit row with a small number under its root.
+        first = min(row for row, gain in gains.items() if best - gain < step / 8 or best < step / 2)
+        if best >= step / 2:
+            differences = [best - gain for gain in gains.values() if best - gain >= step / 8]
+            clear = min([clear, best - step / 2, *differences])
+            spanning.append(first)
+        kept.append(first)
+    return kept, clear
+
+
+def cdpruner_kept(embeds, slots, patches, keep, method):
+    """Kept rows, ascending, and how clear the closest choice was; embeds [S, C], slots [S], keep per picture."""
+
+    def unit(rows):
+        return rows / np.sqrt((rows**2).sum(axis=-1, keepdims=True) + 1e-6)
+
+    text = unit(embeds[slots < 0].mean(axis=0))
+    kept, clear = [], np.inf
+    for picture in np.unique(slots[slots >= 0] // patches):
+        rows = np.flatnonzero((slots >= 0) & (slots // patches == picture))
+        parts = [(rows, keep)]
+        if method.halves:
+            middle = len(rows) // 2
+            parts = [(rows[:middle], keep // 2), (rows[middle:], keep - keep // 2)]
+        for part, count in parts:
+            if not len(part):
+                continue
+            f = unit(embeds[part])
+            r = f @ text * (-1 if method.negative_relevance else 1)
+            span = r.max() - r.min()
+            r = (r - r.min()) / (span if span >= 1e-6 else 1.0)
+            w, S = method.relevance_weight, f @ f.T
+            if method.weighting == "blended":
+                L = (1 - w) * S + w * np.diag(r) @ S @ np.diag(r)
+            else:
+                weight = np.exp(w / (2 * (1 - w)) * r)
+                L = np.diag(weight) @ S @ np.diag(weight) / np.exp(w / (1 - w))
+            chosen, margin = greedy_dpp(L, min(count, len(part)))
+            kept += part[chosen].tolist()
+            clear = min(clear, margin)
+    return sorted(kept), clear
+
+
+def dart_kept(norms, features, slots, patches, keep, first_text_row, method):
+    """Kept rows, ascending, and how clear the closest choice was; text rows before ``first_text_row`` are no pivots."""
+    clear = np.inf
+
+    def sort(rows, value, count):
+        """The rows with the lowest values, and how far the last taken is from the first left."""
+        nonlocal clear
+        ordered = sorted(rows, key=lambda row: (value[row], row))
+        if 0 < count < len(ordered):
+            difference = value[ordered[count]] - value[ordered[count - 1]]
+            clear = min(clear, difference) if difference > 1e-10 else clear
+        return ordered[:count]
+
+    text_pivots = sort(
+        [row for row in np.flatnonzero(slots < 0) if row >= first_text_row],
+        np.round(-norms, 9),
+        method.text_pivots,
+    )
+    kept = []
+    for picture in np.unique(slots[slots >= 0] // patches):
+        rows = np.flatnonzero((slots >= 0) & (slots // patches == picture)).tolist()
+        target = min(keep, len(rows))
+        pivots = sort(rows, np.round(-norms, 9), min(method.image_pivots, target))
+        mine, queue = list(pivots), [*pivots, *text_pivots]
+        while queue and len(mine) < target:
+            share = -(-(target - len(mine)) // len(queue))
+            pivot = queue.pop(0)
+            lengths = np.linalg.norm(features[pivot]) * np.linalg.norm(features, axis=1)
+            cosine = np.round(features @ features[pivot] / np.maximum(lengths, 1e-12), 9)
+            mine += sort([row for row in rows if row not in mine], cosine, share)
+        kept += mine
+    return sorted(int(row) for row in kept), clear

@@ -20,6 +20,8 @@ PROMPTS = 50
 PARAMETERS = {
     "adaptprune": {"layer": 2, "keep": 9},
     "atp": {"layers": [1, 3]},
+    "cdpruner": {"keep": 14},
+    "dart": {"keep_ratio": 0.4},
     "dyrate": {"layer": 2},
     "evit": {"layers": [0, 2], "keep_ratio": 0.6},
     "fastv": {"layer": 1, "keep_ratio": 0.4},

@@ -214,6 +214,15 @@ def test_layers_of_one_graph_share_a_line(ivtp):
     assert "segment2 MLP 3 + head 10 " in text
 
 
+def test_a_site_before_layer_0_has_a_segment_without_layers_before_it(dart_bundle):
+    dart = inspect(dart_bundle)
+    assert [(site.place, site.keep_per_image) for site in dart.sites] == [("before layer 0", 13)]
+    text = words(dart)
+    assert "segment0 none 36 0 0 - segment1 0-3 + head 13 " in text
+    assert "13.0 visual tokens in a decoder layer on average" in text
+    assert dart.prefill.pruned_kv_cache_bytes < dart.prefill.unpruned_kv_cache_bytes
+
+
 def test_a_bound_is_called_one(atp):
     text = words(atp)
     assert "Unpruned bound" in text

@@ -436,10 +436,10 @@ def check_cuts(cuts: Sequence[Cut], num_layers: int) -> None:
         PruningError: With the offending place and the allowed range.
     """
     for cut in cuts:
-        if not 0 <= cut.layer < num_layers or (cut.layer == 0 and not cut.before_mlp):
+        if not 0 <= cut.layer < num_layers:
             raise PruningError(
                 f"a site {cut.description} is out of range: this decoder has {num_layers} layers, "
-                f"sites may lie before layer 1 … {num_layers - 1} or before the MLP of layer 0 … {num_layers - 1}"
+                f"sites may lie before layer 0 … {num_layers - 1}, or before its MLP"
             )
     for earlier, later in itertools.pairwise(cuts):
         if not earlier < later:

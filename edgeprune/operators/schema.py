@@ -26,7 +26,14 @@ ATTENTION_SCORE_MODES = (PROBABILITIES, LOGITS)
 THRESHOLD = "threshold"
 TOPK = "topk"
 SOFT_NMS = "soft_nms"
-TOKEN_SELECT_MODES = (THRESHOLD, SOFT_NMS, TOPK)
+DPP = "dpp"
+TOKEN_SELECT_MODES = (THRESHOLD, SOFT_NMS, DPP, TOPK)
+
+DPP_STEPS = 2.0**16
+"""Gains of mode ``dpp`` are compared in steps of one over this."""
+
+DPP_EPSILON = 1e-6
+"""Added to a gain of mode ``dpp`` before its square root is divided by, as OpenVINO GenAI's CDPruner does."""
 
 MAX_GATHERED = 8
 """Most data tensors that one TokenGather takes."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import PruningError
+from edgeprune.operators.schema import DPP_EPSILON, DPP_STEPS
 
 
 def select_by_threshold(scores: Tensor, thresholds: Tensor, droppable: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,6 +102,38 @@ def select_by_soft_nms(
     return keep_indices, keep_count
 
 
+def select_by_dpp(
+    kernel: Tensor, num_keep: Tensor | int, droppable: Tensor, groups: Tensor, group_keep: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Keep ``num_keep`` droppable rows, one after the other, each the one that adds most to the determinant.
+
+    The greedy MAP of a determinantal point process with this kernel (Chen et al., "Fast Greedy MAP Inference for
+    Determinantal Point Process to Improve Recommendation Diversity", NeurIPS 2018): a row's gain is its diagonal
+    entry less what the rows kept before explain of it. Rows of different groups explain nothing of each other, and
+    no group keeps more than its number, so every group's choice is that of a run of its own.
+
+    Gains are compared in steps of 2⁻¹⁶, equals go to the lower index: rows that are alike in everything tie in every
+    runtime, whatever their last bits. A gain of no step is 0, and a row kept with gain 0 explains nothing: where the
+    kept rows explain everything, the rest goes by index. An entry that is NaN or infinite counts as 0. ``num_keep``
+    is clamped to [0, number of droppable rows]; fewer are kept where the groups' numbers end before.
+
+    Shapes:
+        kernel: [S, S] float32, positive semidefinite, its diagonal about 1
+        num_keep: [] int64
+        droppable: [S] bool
+        groups: [S] int64, equal for the rows of a group
+        group_keep: [S] int64, how many of its group are kept, equal for the rows of a group
+        returns: keep_indices [S] int64, keep_count [] int64
+
+    Raises:
+        PruningError: The shapes or types do not fit.
+    """
+    if not isinstance(num_keep, Tensor):
+        num_keep = torch.tensor(num_keep, dtype=torch.int64, device=kernel.device)
+    keep_indices, keep_count = _select_by_dpp(kernel, num_keep, droppable, groups, group_keep)
+    return keep_indices, keep_count
+
+
 @torch.library.custom_op("edgeprune::token_select_threshold", mutates_args=())
 def _select_by_threshold(scores: Tensor, thresholds: Tensor, droppable: Tensor) -> tuple[Tensor, Tensor]:
     _check(scores, droppable)
@@ -153,6 +186,39 @@ def _select_by_soft_nms(
     return _partition(~available)
 
 
+@torch.library.custom_op("edgeprune::token_select_dpp", mutates_args=())
+def _select_by_dpp(
+    kernel: Tensor, num_keep: Tensor, droppable: Tensor, groups: Tensor, group_keep: Tensor
+) -> tuple[Tensor, Tensor]:
+    S = droppable.shape[0]
+    if kernel.shape != (S, S) or groups.shape != (S,) or group_keep.shape != (S,) or num_keep.dim() != 0:
+        raise PruningError(
+            f"select_by_dpp takes kernel [S, S], a scalar num_keep, groups [S] and group_keep [S] for {S} rows; "
+            f"got {list(kernel.shape)}, {list(num_keep.shape)}, {list(groups.shape)} and {list(group_keep.shape)}"
+        )
+    _check(kernel, droppable)
+    kernel = torch.where(kernel.abs() <= torch.finfo(torch.float32).max, kernel, 0.0)
+    gain, room, available = kernel.diagonal().clone(), group_keep.clone(), droppable.clone()
+    trips = max(0, min(int(num_keep), int(droppable.sum())))
+    # Row t: what the t-th kept row of its group explains of each row, a row of the Cholesky factor.
+    factor = kernel.new_zeros(min(trips, int(group_keep.clamp(min=0).max())), S)
+    for _ in range(trips):
+        steps = (gain * DPP_STEPS).round().clamp(min=0.0)
+        open_rows = available & (room > 0)
+        chosen = torch.where(open_rows, steps, -1.0).argmax()
+        if not open_rows[chosen]:
+            break
+        available[chosen] = False
+        group = groups == groups[chosen]
+        if steps[chosen] > 0:
+            left = (kernel[chosen] - factor[:, chosen] @ factor) * (gain[chosen] + DPP_EPSILON).rsqrt()
+            explained = torch.where(group, left, 0.0)
+            factor[group_keep[chosen] - room[chosen]] += explained
+            gain = gain - explained * explained
+        room = room - group.long()
+    return _partition(~available)
+
+
 def unit_rows(features: Tensor) -> Tensor:
     """Rows of length one, [S, F] float32; a row of zeros stays so."""
     rows = features.float()
@@ -172,6 +238,11 @@ def _select_top_k_fake(scores: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 @_select_by_soft_nms.register_fake
 def _select_by_soft_nms_fake(scores: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return _empty_selection(scores)
+
+
+@_select_by_dpp.register_fake
+def _select_by_dpp_fake(kernel: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return _empty_selection(kernel)
 
 
 def _empty_selection(scores: Tensor) -> tuple[Tensor, Tensor]:

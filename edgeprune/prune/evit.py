@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from edgeprune.errors import PruningError
 from edgeprune.models.clip import TowerAttention, TowerTokens, keep_patches
 from edgeprune.operators.attention_score import attention_score
-from edgeprune.prune.method import ModelGeometry, PruningMethod, check_tokens_are_patches
+from edgeprune.prune.method import (
+    ModelGeometry,
+    PruningMethod,
+    check_has_class_token,
+    check_tokens_are_patches,
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,7 @@ class Evit(PruningMethod):
 
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse a tower without a class token, or layers that do not run."""
-        if not geometry.has_class_token:
-            raise PruningError("evit: this vision tower has no class token; use a decoder method")
+        check_has_class_token(self.name, geometry)
         check_tokens_are_patches(self.name, geometry)
         last = geometry.vision_layers - 1
         for layer in self.layers:

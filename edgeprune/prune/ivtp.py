@@ -33,7 +33,14 @@ from edgeprune.models.clip import TowerAttention, TowerTokens, keep_patches
 from edgeprune.models.llama import Cut, LlamaDecoder
 from edgeprune.operators.attention_score import attention_score
 from edgeprune.operators.token_select import select_top_k
-from edgeprune.prune.method import DecoderSite, ModelGeometry, ProbeSpec, PruningMethod, SiteSelector
+from edgeprune.prune.method import (
+    DecoderSite,
+    ModelGeometry,
+    ProbeSpec,
+    PruningMethod,
+    SiteSelector,
+    check_has_class_token,
+)
 
 TEXT_SELECTIONS = ("clip", "all")
 
@@ -84,16 +91,11 @@ class Ivtp(PruningMethod):
 
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse a tower without a class token, more tokens than there are, or more layers than there are."""
-        if not geometry.has_class_token:
-            raise PruningError("ivtp: this vision tower has no class token; use atp")
+        check_has_class_token(self.name, geometry)
         if self.text_selection == "clip" and not geometry.has_clip_tower:
             raise PruningError(
                 "ivtp: 'text_selection' is 'clip', and this vision tower is not CLIP's: average all instruction "
                 "tokens (text_selection=all, the paper's ablation)"
-            )
-        if geometry.vision_layers < 1:
-            raise PruningError(
-                "ivtp: no layer of the vision tower runs before the features are taken; use atp"
             )
         if self.tokens_after_vision > geometry.num_patches:
             raise PruningError(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from edgeprune.errors import PruningError
 from edgeprune.prune.ivtp import IvtpVisionPruner
-from edgeprune.prune.method import ModelGeometry, PruningMethod
+from edgeprune.prune.method import ModelGeometry, PruningMethod, check_has_class_token
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,7 @@ class IvtpVision(PruningMethod):
 
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse a tower without a class token or without layers, or more tokens than there are."""
-        if not geometry.has_class_token or geometry.vision_layers < 1:
-            raise PruningError(
-                "ivtp-v: this vision tower has no class token or no layers; use a decoder method"
-            )
+        check_has_class_token(self.name, geometry)
         if self.keep > geometry.num_patches:
             raise PruningError(
                 f"ivtp-v: 'keep' is {self.keep}, but a picture has {geometry.num_patches} visual tokens"

@@ -54,6 +54,11 @@ class ModelGeometry:
     positions: str = SEQUENTIAL
 
     @property
+    def one_size(self) -> bool:
+        """Whether all pictures have equally many visual tokens."""
+        return self.one_tile and self.fixed_tiles
+
+    @property
     def num_patches(self) -> int:
         """Visual tokens of a tile before any pruning, N0."""
         return self.grid[0] * self.grid[1]

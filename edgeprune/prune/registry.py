@@ -7,6 +7,8 @@ from typing import Any
 from edgeprune.errors import PruningError
 from edgeprune.prune.adaptprune import AdaptPrune
 from edgeprune.prune.atp import Atp
+from edgeprune.prune.cdpruner import CdPruner
+from edgeprune.prune.dart import Dart
 from edgeprune.prune.dyrate import DyRate
 from edgeprune.prune.evit import Evit
 from edgeprune.prune.fastv import FastV
@@ -29,6 +31,8 @@ METHODS: dict[str, type[PruningMethod]] = {
     for method in (
         AdaptPrune,
         Atp,
+        CdPruner,
+        Dart,
         DyRate,
         Evit,
         FastV,

@@ -85,7 +85,7 @@ class SparseVlm(PruningMethod):
 
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse layers that the decoder does not have, and counts that are not below what there is."""
-        if not (geometry.one_tile and geometry.fixed_tiles):
+        if not geometry.one_size:
             raise PruningError(
                 "sparsevlm: its tables count the tokens of pictures of one size, and this family's differ; "
                 "use pyramiddrop or fastv"

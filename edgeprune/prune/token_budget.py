@@ -61,6 +61,6 @@ def site_budget(name: str, keep: int, keep_ratio: float, geometry: ModelGeometry
     Raises:
         PruningError: ``keep`` is more than a picture can have.
     """
-    if geometry.one_tile and geometry.fixed_tiles:
+    if geometry.one_size:
         return SiteBudget(tokens_to_keep(name, keep, keep_ratio, geometry.num_patches), None)
     return SiteBudget(keep, None) if keep else SiteBudget(None, keep_ratio)

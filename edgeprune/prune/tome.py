@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
 from edgeprune.models.clip import TowerAttention, TowerTokens
-from edgeprune.prune.method import ModelGeometry, PruningMethod, check_tokens_are_patches
+from edgeprune.prune.method import (
+    ModelGeometry,
+    PruningMethod,
+    check_has_class_token,
+    check_tokens_are_patches,
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,7 @@ class Tome(PruningMethod):
 
     def check(self, geometry: ModelGeometry) -> None:
         """Refuse a tower without a class token, or without layers."""
-        if not geometry.has_class_token or geometry.vision_layers < 1:
-            raise PruningError(
-                "tome: this vision tower has no class token or no layers; use a decoder method"
-            )
+        check_has_class_token(self.name, geometry)
         check_tokens_are_patches(self.name, geometry)
 
     def tokens_per_tile(self, geometry: ModelGeometry) -> int:

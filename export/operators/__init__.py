@@ -43,6 +43,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.edgeprune.token_select_threshold.default: token_select.translate_threshold,
     torch.ops.edgeprune.token_select_topk.default: token_select.translate_topk,
     torch.ops.edgeprune.token_select_soft_nms.default: token_select.translate_soft_nms,
+    torch.ops.edgeprune.token_select_dpp.default: token_select.translate_dpp,
     torch.ops.edgeprune.token_gather.default: token_gather.translation,
 }
 """For ``torch.onnx.export(custom_translation_table=…)``: torch operator to the node that stands for it."""

@@ -4,9 +4,9 @@ Torch references: ``edgeprune.operators.token_select``. No size depends on the d
 from a cumulative sum and one scatter. Ties are broken by cumulative sums too, not by TopK, whose order among
 equals runtimes need not keep.
 
-Mode ``soft_nms`` is a Loop, because each choice needs the one before it and their number grows with the number of
-pictures; unrolled, it would be fixed at export. The body lies in a site's graph, which runs once per prompt, and a
-runtime with the plugin does not run it.
+Modes ``soft_nms`` and ``dpp`` are Loops, because each choice needs the one before it and their number grows with the
+number of pictures; unrolled, it would be fixed at export. The body lies in a site's graph, which runs once per prompt,
+and a runtime with the plugin does not run it.
 """
 
 from typing import Any
@@ -16,7 +16,16 @@ import onnx_ir as ir
 
 from edgeprune.export.operators.function_body import FunctionBody
 from edgeprune.export.operators.operator_node import emit
-from edgeprune.operators.schema import SOFT_NMS, THRESHOLD, TOKEN_SELECT, TOKEN_SELECT_MODES, TOPK
+from edgeprune.operators.schema import (
+    DPP,
+    DPP_EPSILON,
+    DPP_STEPS,
+    SOFT_NMS,
+    THRESHOLD,
+    TOKEN_SELECT,
+    TOKEN_SELECT_MODES,
+    TOPK,
+)
 
 _OUTPUTS = ["keep_indices", "keep_count"]
 # Above every row's position, so that a position plus a tier still sorts by tier first.
@@ -57,6 +66,20 @@ def translate_soft_nms(
     return tuple(emit(TOKEN_SELECT, inputs, _OUTPUTS, attributes))
 
 
+def translate_dpp(
+    kernel: Any, num_keep: Any, droppable: Any, groups: Any, group_keep: Any
+) -> tuple[Any, ...]:
+    """The node of one ``edgeprune::token_select_dpp`` call, for ``custom_translation_table``."""
+    inputs = {
+        "kernel": kernel,
+        "num_keep": num_keep,
+        "droppable": droppable,
+        "groups": groups,
+        "group_keep": group_keep,
+    }
+    return tuple(emit(TOKEN_SELECT, inputs, _OUTPUTS, {"mode": DPP}))
+
+
 def specialisation(node: ir.Node) -> tuple[str]:
     """The mode of a node, which its function body is written for."""
     return (node.attributes["mode"].as_string(),)
@@ -74,11 +97,14 @@ def function(mode: str, *, opset_version: int = 23) -> ir.Function:
 
     Shapes:
         scores: [P, S] float32, thresholds: [P, S] float32, num_keep: [] int64, droppable: [S] bool,
-        features: [S, F] float32, places: [S, 2] int64, nearness: [W] float32
+        features: [S, F] float32, places: [S, 2] int64, nearness: [W] float32,
+        kernel: [S, S] float32, groups: [S] int64, group_keep: [S] int64
         keep_indices: [S] int64, keep_count: [] int64
     """
     if mode == SOFT_NMS:
         return _soft_nms(opset_version)
+    if mode == DPP:
+        return _dpp(opset_version)
     second = "thresholds" if mode == THRESHOLD else "num_keep"
     body = FunctionBody(TOKEN_SELECT, ["scores", second, "droppable"], opset_version=opset_version)
     droppable = body.input("droppable")
@@ -174,6 +200,99 @@ def _soft_nms_step(outer: FunctionBody, direction: ir.Value, slope: ir.Value, fu
     lowered = step.op("Mul", score, step.op("Sub", unit, suppression, name="factor"), name="lowered")
     going = step.op("Identity", step.input("going"), name="still_going")
     return step.graph([going, lowered, left], name="choice")
+
+
+def _dpp(opset_version: int) -> ir.Function:
+    """The body of mode ``dpp``: a Loop over the choices."""
+    inputs = ["kernel", "num_keep", "droppable", "groups", "group_keep"]
+    body = FunctionBody(TOKEN_SELECT, inputs, opset_version=opset_version)
+    droppable, given = body.input("droppable"), body.input("kernel")
+    size = body.op("Shape", droppable, name="size")
+    start, step = body.constant(0, name="start"), body.constant(1, name="step")
+    positions = body.op("Range", start, body.op("Squeeze", size, name="end"), step, name="positions")
+
+    highest = body.constant(float(np.finfo(np.float32).max), name="highest")
+    nothing = body.constant(0.0, name="nothing")
+    # False for NaN, too.
+    finite = body.op("LessOrEqual", body.op("Abs", given, name="absolute"), highest, name="finite")
+    kernel = body.op("Where", finite, given, nothing, name="kernel_finite")
+    column = body.op("Unsqueeze", positions, body.constant([1], name="column_axis"), name="column")
+    diagonal = body.op("GatherElements", kernel, column, name="diagonal_column", axis=1)
+    gain = body.op("Squeeze", diagonal, body.constant([1], name="diagonal_axis"), name="diagonal")
+
+    count = body.op("ReduceSum", _int64(body, droppable, "droppable_int"), name="droppable_count", keepdims=1)
+    num_keep = body.op(
+        "Reshape", body.input("num_keep"), body.constant([1], name="one"), name="num_keep_vector"
+    )
+    # A negative trip count is no limit at all.
+    at_least_none = body.op("Max", num_keep, start, name="at_least_none")
+    trips_vector = body.op("Min", at_least_none, count, name="trips_vector")
+    trips = body.op("Squeeze", trips_vector, name="trips")
+    # Groups share the rows of the factor: no row has more of them than its group keeps.
+    largest = body.op("ReduceMax", body.input("group_keep"), name="largest_group", keepdims=1)
+    depth = body.op(
+        "Min", body.op("Max", largest, start, name="largest_positive"), trips_vector, name="depth"
+    )
+    shape = body.op("Concat", depth, size, name="factor_shape", axis=0)
+    factor = body.op("Expand", nothing, shape, name="no_factor")
+    order = body.op("Range", start, body.op("Squeeze", depth, name="depth_scalar"), step, name="order")
+    order = body.op("Unsqueeze", order, body.constant([1], name="order_axis"), name="order_column")
+
+    choose = _dpp_step(body, kernel, positions, order)
+    carried = (gain, body.input("group_keep"), droppable, factor)
+    _, _, available, _ = body.loop(trips, choose, *carried, name="choices")
+    keep = body.op("Not", available, name="keep")
+    keep_indices, keep_count = _partition(body, positions, keep)
+    outputs = {"keep_indices": keep_indices, "keep_count": keep_count}
+    return body.function(outputs, {"mode": ir.AttributeType.STRING})
+
+
+def _dpp_step(outer: FunctionBody, kernel: ir.Value, positions: ir.Value, order: ir.Value) -> ir.Graph:
+    """Choose the highest gain among what is to be had, and take from the other gains what it explains.
+
+    With nothing left to be had, row 0 is "chosen": it stays dropped if it was, and explains nothing.
+    """
+    step = outer.loop_step(["gain", "room", "available", "factor"])
+    gain, room, available, factor = (step.input(name) for name in ("gain", "room", "available", "factor"))
+    zero, taken = step.constant(0.0, name="zero"), step.constant(0, name="no_room")
+    scaled = step.op("Mul", gain, step.constant(DPP_STEPS, name="resolution"), name="scaled")
+    steps = step.op("Max", step.op("Round", scaled, name="rounded"), zero, name="steps")
+    open_rows = step.op("And", available, step.op("Greater", room, taken, name="has_room"), name="open_rows")
+    open_steps = step.op("Where", open_rows, steps, step.constant(-1.0, name="gone"), name="open_steps")
+    chosen = step.op("ArgMax", open_steps, name="chosen", axis=0, keepdims=1)
+    is_chosen = step.op("Equal", positions, chosen, name="is_chosen")
+    closed = step.op("Not", step.op("And", is_chosen, open_rows, name="newly_kept"), name="not_kept")
+    left = step.op("And", available, closed, name="left")
+
+    groups = outer.input("groups")
+    group = step.op("Equal", groups, step.op("Gather", groups, chosen, name="own_group"), name="group")
+    group_int = step.op("Cast", group, name="group_int", to=ir.DataType.INT64.value)
+    room_left = step.op("Sub", room, group_int, name="room_left")
+
+    row = step.op("Gather", kernel, chosen, name="row", axis=0)
+    shares = step.op("Gather", factor, chosen, name="shares_column", axis=1)
+    shares = step.op("Transpose", shares, name="shares", perm=[1, 0])
+    unexplained = step.op("Sub", row, step.op("MatMul", shares, factor, name="explained"), name="unexplained")
+    own_gain = step.op(
+        "Max", step.op("Gather", gain, chosen, name="own_gain"), zero, name="own_gain_positive"
+    )
+    epsilon = step.constant(DPP_EPSILON, name="epsilon")
+    root = step.op("Sqrt", step.op("Add", own_gain, epsilon, name="own_gain_epsilon"), name="root")
+    # 0 of no step, -1 of a row that is not to be had.
+    own_steps = step.op("Gather", open_steps, chosen, name="own_steps")
+    explains = step.op("Greater", own_steps, zero, name="explains")
+    scale = step.op("Where", explains, step.op("Reciprocal", root, name="inverse_root"), zero, name="scale")
+    entry = step.op("Mul", unexplained, scale, name="entry")
+    entry = step.op("Where", group, entry, zero, name="group_entry")
+    given_room = step.op("Gather", outer.input("group_keep"), chosen, name="given_room")
+    place = step.op("Sub", given_room, step.op("Gather", room, chosen, name="own_room"), name="place")
+    is_place = step.op("And", step.op("Equal", order, place, name="is_row"), group, name="is_place")
+    factor_next = step.op("Where", is_place, entry, factor, name="factor_next")
+    entry_axis = step.constant([0], name="entry_axis")
+    flat = step.op("Squeeze", entry, entry_axis, name="flat_entry")
+    gain_next = step.op("Sub", gain, step.op("Mul", flat, flat, name="share"), name="gain_next")
+    going = step.op("Identity", step.input("going"), name="still_going")
+    return step.graph([going, gain_next, room_left, left, factor_next], name="choice")
 
 
 def _chosen_by_threshold(

@@ -10,6 +10,8 @@ from site_inputs import random_site_inputs
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.export.trace import trace_stage
 from edgeprune.prune.adaptprune import AdaptPrune
+from edgeprune.prune.cdpruner import CdPruner
+from edgeprune.prune.dart import Dart
 from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp import Ivtp
 from edgeprune.prune.pyramiddrop import PyramidDrop
@@ -22,6 +24,10 @@ LEARNED = ("atp", "dyrate")
 METHODS = {
     "adaptprune": AdaptPrune(layer=2, keep=7),
     "adaptprune, normed": AdaptPrune(layer=1, keep=20, max_distance=3, key_source="normed"),
+    "cdpruner": CdPruner(keep=9),
+    "cdpruner, whole pictures": CdPruner(keep=10, halves=False, weighting="exponential"),
+    "dart": Dart(keep=11),
+    "dart, before layer 2": Dart(layer=2, keep=20, image_pivots=3),
     "fastv": FastV(layer=2, keep_ratio=0.3),
     "ivtp": Ivtp(tokens_after_vision=36, tokens_after_decoder=12, decoder_layers=3, text_selection="all"),
     "pyramiddrop": PyramidDrop(layers=(1, 3), keep_ratios=(0.5, 0.2)),
@@ -61,3 +67,18 @@ def test_kept_indices_equal_torch(name, dtype, llava_folder, request):
                 np.testing.assert_allclose(extended, expected[tensor].numpy(), rtol=1e-2, atol=1e-3)
             counts.add(int(count))
         assert len(counts) > 3
+
+
+@pytest.mark.parametrize("grid", [(3, 8), (1, 5), (1, 1)])
+@pytest.mark.parametrize("method", [CdPruner(keep=7), Dart(keep=7)], ids=["cdpruner", "dart"])
+def test_sites_before_layer_0_on_any_grid(method, grid, llava_folder):
+    (stage,) = sites(llava_folder, [method], torch.float32)
+    model = ir.to_proto(trace_stage(stage, torch.float32, 23))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for seed in range(INPUTS):
+        inputs = random_site_inputs(stage, seed, grid=grid)
+        with torch.no_grad():
+            expected = stage(inputs)
+        indices, count = session.run(None, {key: tensor.numpy() for key, tensor in inputs.items()})
+        assert count == expected["keep_count"], seed
+        assert indices.tolist() == expected["keep_indices"].tolist(), seed

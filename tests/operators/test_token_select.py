@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import PruningError
-from edgeprune.operators.token_select import select_by_soft_nms, select_by_threshold, select_top_k
+from edgeprune.operators.token_select import (
+    select_by_dpp,
+    select_by_soft_nms,
+    select_by_threshold,
+    select_top_k,
+)
 
 # Few distinct values: ties, signed zeros, infinities and NaN meet often.
 SCORES = st.sampled_from([0.0, -0.0, 0.25, 0.5, -1.0, math.inf, -math.inf, math.nan])
@@ -126,6 +131,60 @@ def test_soft_nms_without_suppression_is_top_k():
 def test_soft_nms_takes_no_row_twice():
     assert soft_nms([0.0] * 5, 3, nearness=(1.0, 1.0, 1.0)) == [0, 1, 2]
     assert soft_nms([0.5] * 5, 9, droppable=[True] * 4 + [False]) == [0, 1, 2, 3, 4]
+
+
+def dpp(kernel, num_keep, *, droppable=None, groups=None, group_keep=None):
+    """Kept rows."""
+    size = len(kernel)
+    keep_indices, keep_count = select_by_dpp(
+        torch.as_tensor(kernel, dtype=torch.float32),
+        num_keep,
+        torch.ones(size, dtype=torch.bool) if droppable is None else torch.tensor(droppable),
+        torch.zeros(size, dtype=torch.int64) if groups is None else torch.tensor(groups),
+        torch.full((size,), size) if group_keep is None else torch.tensor(group_keep),
+    )
+    return keep_indices[:keep_count].tolist()
+
+
+def test_dpp_keeps_what_differs():
+    directions = torch.tensor([[1.0, 0.0], [0.99, 0.1], [0.5, 0.8], [0.0, 0.9]])
+    kernel = directions @ directions.T
+    # The longest first; the last is at a right angle to it and loses nothing.
+    assert dpp(kernel, 1) == [0]
+    assert dpp(kernel, 2) == [0, 3]
+    # Two rows span the plane: the others gain nothing and go by index.
+    assert dpp(kernel, 3) == [0, 1, 3]
+    assert dpp(kernel, 9) == [0, 1, 2, 3]
+    assert dpp(kernel, -1) == []
+    assert dpp(kernel, 1, droppable=[False, True, True, True]) == [0, 1]
+
+
+def test_dpp_of_a_diagonal_kernel_is_top_k():
+    rng = random.Random(1)
+    for _ in range(50):
+        # No negative diagonal in a kernel; what is not finite counts as zero.
+        scores = [rng.choice([0.0, 0.25, 0.5, 1.0, math.nan, math.inf]) for _ in range(8)]
+        finite = [score if math.isfinite(score) else 0.0 for score in scores]
+        droppable = [rng.random() < 0.7 for _ in scores]
+        num_keep = rng.randint(0, 9)
+        order, count = top_k_by_hand(finite, num_keep, droppable)
+        assert dpp(torch.diag(torch.tensor(scores)), num_keep, droppable=droppable) == order[:count]
+
+
+def test_dpp_keeps_as_many_of_a_group_as_it_says():
+    groups, group_keep = [0, 1, 0, 1, 0, 1], [2, 1, 2, 1, 2, 1]
+    # All rows alike: a group's first ones; rows of the other group explain nothing.
+    assert dpp(torch.ones(6, 6), 3, groups=groups, group_keep=group_keep) == [0, 1, 2]
+    assert dpp(torch.ones(6, 6), 6, groups=groups, group_keep=group_keep) == [0, 1, 2]
+    assert dpp(torch.ones(6, 6), 6, groups=groups, group_keep=[0] * 6) == []
+    assert dpp(torch.ones(6, 6), 2, groups=groups, group_keep=[1, 9] * 3) == [0, 1]
+
+
+def test_dpp_checks_its_inputs():
+    with pytest.raises(PruningError, match=r"takes kernel \[S, S\], a scalar num_keep"):
+        dpp(torch.ones(3, 3), 1, groups=[0, 0])
+    with pytest.raises(PruningError, match=r"kernel \[S, S\]"):
+        select_by_dpp(torch.ones(3, 2), 1, torch.ones(3) > 0, torch.zeros(3), torch.zeros(3))
 
 
 def test_equal_scores_go_to_the_lower_index():

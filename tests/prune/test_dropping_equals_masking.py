@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 import torch
 from masked_decoder import MaskedDecoder
-from numpy_references import atp_reference, highest, ivtp_decoder_scores, mean_attention, rollout, value_norms
+from numpy_references import (
+    atp_reference,
+    cdpruner_kept,
+    dart_kept,
+    highest,
+    ivtp_decoder_scores,
+    mean_attention,
+    rollout,
+    value_norms,
+)
 from safetensors.torch import load_file
 from tiny_checkpoints import TINY, random_prompt
 
 from edgeprune.checkpoint import load_checkpoint
+from edgeprune.prune.cdpruner import CdPruner
+from edgeprune.prune.dart import Dart
 from edgeprune.prune.ivtp import Ivtp, equal_steps, layer_groups
 from edgeprune.prune.random_tokens import RandomTokens
 
@@ -227,3 +238,59 @@ def test_ivtp(llava_folder, dense, method, num_images, seed):
         kept = by_row[alive[first]]
         assert result.slots == tuple(kept[kept >= 0])
     assert state.sites[-1].kept == num_images * method.tokens_after_decoder
+
+
+# --- on the embedded prompt --------------------------------------------------------------------------------
+
+
+def prompt_choice(method, slots, num_images):
+    """CDPruner's or DART's definition on the embeddings that enter the first layer."""
+
+    def choose(layers, alive):
+        embeds, patches = double(layers[0].hidden), TINY.num_patches
+        if isinstance(method, CdPruner):
+            kept, clear = cdpruner_kept(embeds, slots, patches, method.keep, method)
+        else:
+            norms = abs(embeds).sum(axis=1)
+            kept, clear = dart_kept(norms, embeds, slots, patches, method.keep, 0, method)
+        assert clear > 1e-5, "choose another seed: two tokens are too close"
+        assert len(kept) == method.keep * num_images
+        chosen = slots < 0
+        chosen[kept] = True
+        return alive & chosen
+
+    return choose
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+@pytest.mark.parametrize(
+    "method", [CdPruner(keep=14), CdPruner(keep=9, halves=False, weighting="exponential"), Dart(keep=17)]
+)
+def test_pruning_the_embedded_prompt(llava_folder, dense, method, num_images):
+    model = load_checkpoint(llava_folder, methods=[method])
+    ids, pixels = random_prompt(num_images=num_images, suffix=NUM_TEXT, seed=7)
+    slots = np.full(len(ids), -1)
+    slots[ids == IMAGE_TOKEN] = np.arange(num_images * TINY.num_patches)
+    embeds, sites = dense.embed(ids, pixels), {0: prompt_choice(method, slots, num_images)}
+    state = compare(model, dense, ids, pixels, embeds, sites)
+    _, _, alive = dense.run(embeds, sites)
+    (result,) = state.sites
+    kept = slots[alive[0]]
+    assert result.slots == tuple(kept[kept >= 0])
+    assert {key.shape[2] for key, _ in state.caches.values()} == {int(alive[0].sum()) + 3}
+
+
+def test_a_renumbered_prompt_is_a_shorter_prompt(llava_folder, dense):
+    """CDPruner's "upstream" positions: prefill and decode see the kept rows as if nothing else had been there."""
+    model = load_checkpoint(llava_folder, methods=[CdPruner(keep=14, positions="upstream")])
+    ids, pixels = random_prompt(num_images=2, suffix=NUM_TEXT, seed=8)
+    state = model.prefill(ids, pixels)
+    slots = np.full(len(ids), -1)
+    slots[ids == IMAGE_TOKEN] = np.arange(2 * TINY.num_patches)
+    rows = np.flatnonzero((slots < 0) | np.isin(slots, state.sites[0].slots))
+    embeds = dense.embed(ids, pixels)[:, rows]
+    for step in range(3):
+        assert (state.logits - dense.run(embeds, {})[0][-1]).abs().max() <= TOLERANCE
+        token = 40 + 13 * step
+        state.logits = model.decode(token, state.next_position + step, state.caches)
+        embeds = torch.cat((embeds, dense.decoder.embed_tokens(torch.tensor([[token]]))), dim=1).detach()

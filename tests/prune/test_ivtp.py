@@ -362,14 +362,14 @@ def test_parameters_are_checked(parameters, message):
 @pytest.mark.parametrize(
     ("parameters", "changes", "message"),
     [
-        ({}, {"has_class_token": False}, "no class token; use atp"),
+        ({}, {"has_class_token": False}, "no class token or no layers; use a decoder method"),
         (
             {"tokens_after_vision": 577},
             {},
             "'tokens_after_vision' is 577, but a picture has 576 visual tokens",
         ),
         ({"decoder_layers": 33}, {}, "'decoder_layers' is 33, but the decoder has 32 layers"),
-        ({}, {"vision_layers": 0}, "no layer of the vision tower runs"),
+        ({}, {"vision_layers": 0}, "no class token or no layers"),
     ],
 )
 def test_parameters_are_checked_against_the_model(parameters, changes, message):

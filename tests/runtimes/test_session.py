@@ -28,7 +28,18 @@ from edgeprune.runtimes.preprocessing import read_picture
 from edgeprune.runtimes.sampling import SamplingOptions
 from edgeprune.runtimes.session import Session, open_session
 
-KINDS = ("atp", "combined", "dyrate", "ivtp", "random", "sparsevlm", "tower", "unpruned")
+KINDS = (
+    "atp",
+    "cdpruner",
+    "combined",
+    "dart",
+    "dyrate",
+    "ivtp",
+    "random",
+    "sparsevlm",
+    "tower",
+    "unpruned",
+)
 PICTURES = check_pictures(6, size=(60, 40))
 QUESTION = "What colour is the circle?"
 WORDS = [*" ".join(CORPUS).split(), "Größe", "猫", "🙂", "1234", "…", "x" * 40]

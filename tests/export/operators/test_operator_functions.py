@@ -17,7 +17,12 @@ from torch.export import Dim
 from edgeprune.export.operators import TRANSLATIONS, attach_functions
 from edgeprune.operators.attention_score import attention_score
 from edgeprune.operators.token_gather import token_gather
-from edgeprune.operators.token_select import select_by_soft_nms, select_by_threshold, select_top_k
+from edgeprune.operators.token_select import (
+    select_by_dpp,
+    select_by_soft_nms,
+    select_by_threshold,
+    select_top_k,
+)
 
 FEW_SCORES = st.sampled_from([0.0, -0.0, 0.25, 0.5, -1.0, math.inf, -math.inf, math.nan])
 SEEDS = st.integers(0, 2**32 - 1)
@@ -62,6 +67,20 @@ class SoftNms(nn.Module):
         if not self.beside:
             return chosen
         return *chosen, *select_by_threshold(scores, scores.mean() + 0 * scores, droppable)
+
+
+class Dpp(nn.Module):
+    """The DPP, and once more beside another mode, where its body is expanded in place."""
+
+    def __init__(self, beside=False):
+        super().__init__()
+        self.beside = beside
+
+    def forward(self, kernel, num_keep, droppable, groups, group_keep):
+        chosen = select_by_dpp(kernel, num_keep, droppable, groups, group_keep)
+        if not self.beside:
+            return chosen
+        return *chosen, *select_by_threshold(kernel, kernel.mean() + 0 * kernel, droppable)
 
 
 class Gather(nn.Module):
@@ -224,6 +243,30 @@ def soft_nms_graph(beside):
     return module, open_session(export(module, inputs, dims))
 
 
+def dpp_inputs(rng, size, num_keep, text, num_groups, columns=96):
+    """Rows of which some equal each other; any number of groups, none of which need be full."""
+    rows = rng.standard_normal((size, columns)).astype(np.float32)
+    rows = rows[np.where(rng.random(size) < 0.3, rng.integers(size, size=size), np.arange(size))]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    groups = rng.integers(num_groups, size=size)
+    return {
+        "kernel": rows @ rows.T * np.float32(rng.uniform(0.5, 2)),
+        "num_keep": np.array(num_keep, dtype=np.int64),
+        "droppable": rng.random(size) >= text,
+        "groups": groups,
+        "group_keep": rng.integers(0, 1 + size, size=num_groups)[groups],
+    }
+
+
+@functools.cache
+def dpp_graph(beside):
+    inputs = dpp_inputs(np.random.default_rng(0), 6, 2, 0.0, 2)
+    rows = {name: {0: S} for name in ("droppable", "groups", "group_keep")}
+    dims = {"kernel": {0: S, 1: S}, "num_keep": None, **rows}
+    module = Dpp(beside)
+    return module, open_session(export(module, inputs, dims))
+
+
 @functools.cache
 def everything_model(opset_version=23):
     inputs = everything_inputs(np.random.default_rng(0))
@@ -305,6 +348,34 @@ def test_token_select_by_soft_nms_on_ties_and_special_values(data, size, num_kee
     module, session = soft_nms_graph(False)
     inputs = soft_nms_inputs(np.random.default_rng(0), scores, num_keep, [True] * size)
     inputs["features"][:] = 1
+    assert_runs_like(session, module, inputs)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=SEEDS,
+    size=st.integers(1, 80),
+    num_keep=st.integers(-1, 90),
+    text=st.floats(0, 0.6),
+    num_groups=st.integers(1, 4),
+)
+def test_token_select_by_dpp(beside, seed, size, num_keep, text, num_groups):
+    module, session = dpp_graph(beside)
+    assert_runs_like(
+        session, module, dpp_inputs(np.random.default_rng(seed), size, num_keep, text, num_groups)
+    )
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(data=st.data(), size=st.integers(1, 12), num_keep=st.integers(0, 14))
+def test_token_select_by_dpp_on_ties_and_special_values(data, size, num_keep):
+    module, session = dpp_graph(False)
+    inputs = dpp_inputs(np.random.default_rng(0), size, num_keep, 0.2, 2)
+    inputs["kernel"] = np.diag(data.draw(st.lists(FEW_SCORES, min_size=size, max_size=size))).astype(
+        np.float32
+    )
+    inputs["kernel"][0] = inputs["kernel"][:, 0] = data.draw(FEW_SCORES)
     assert_runs_like(session, module, inputs)
 
 
