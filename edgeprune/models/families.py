@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgeprune.models import qwen2_5_vl, qwen2_vl
 from edgeprune.models.llava import LlavaConfig, LlavaModel
+from edgeprune.models.qwen2_5_vl import Qwen25VlConfig, Qwen25VlModel
+from edgeprune.models.qwen2_vl import Qwen2VlConfig, Qwen2VlModel
 from edgeprune.models.vision_language import VisionLanguageModel
 
 
@@ -46,11 +47,11 @@ _QWEN_RENAMES = (
 FAMILIES: dict[str, Family] = {
     "llava": Family(lambda config: LlavaModel(LlavaConfig.from_huggingface(config)), _LLAVA_RENAMES),
     "qwen2_vl": Family(
-        lambda config: qwen2_vl.Qwen2VlModel(qwen2_vl.read_config(config)),
+        lambda config: Qwen2VlModel(Qwen2VlConfig.from_huggingface(config)),
         _QWEN_RENAMES,
     ),
     "qwen2_5_vl": Family(
-        lambda config: qwen2_5_vl.Qwen25VlModel(qwen2_5_vl.read_config(config)),
+        lambda config: Qwen25VlModel(Qwen25VlConfig.from_huggingface(config)),
         _QWEN_RENAMES,
     ),
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,9 +35,12 @@ _TEXT_DEFAULTS: Mapping[str, Any] = {
 }
 
 
+ConfigT = TypeVar("ConfigT", bound="QwenVlConfig")
+
+
 @dataclass(frozen=True)
 class QwenVlConfig:
-    """A checkpoint of either family.
+    """A checkpoint of either family; each has a subclass that reads its tower.
 
     Attributes:
         vision: The vision tower.
@@ -64,7 +67,9 @@ class QwenVlConfig:
             )
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], vision: QwenVisionConfig, mlp_matrices: int) -> "QwenVlConfig":
+    def of(
+        cls: type[ConfigT], config: Mapping[str, Any], vision: QwenVisionConfig, mlp_matrices: int
+    ) -> ConfigT:
         """Read what is not about the tower from a ``config.json``.
 
         Args:

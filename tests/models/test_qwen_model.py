@@ -26,7 +26,8 @@ from tiny_qwen import (
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import CheckpointError, PromptError, PruningError
 from edgeprune.export.preprocessing import picture_preprocessing_from_checkpoint
-from edgeprune.models import qwen2_5_vl, qwen2_vl
+from edgeprune.models.qwen2_5_vl import Qwen25VlConfig
+from edgeprune.models.qwen2_vl import Qwen2VlConfig
 from edgeprune.positions import MULTIMODAL, prompt_positions
 from edgeprune.tensor_names import PICTURE_ROWS, WINDOW_ROWS
 from edgeprune.visual_layout import VisualGrid, VisualLayout
@@ -258,7 +259,7 @@ PUBLISHED = {
 
 
 def test_geometry_of_qwen2_vl_2b():
-    config = qwen2_vl.read_config(PUBLISHED["qwen2_vl"])
+    config = Qwen2VlConfig.from_huggingface(PUBLISHED["qwen2_vl"])
     geometry, decoder, tower = config.geometry, config.decoder, config.tower_shape
     assert (decoder.hidden_size, decoder.num_layers, decoder.num_kv_heads, decoder.head_dim) == (
         1536,
@@ -278,7 +279,7 @@ def test_geometry_of_qwen2_vl_2b():
 
 
 def test_geometry_of_qwen2_5_vl_3b():
-    config = qwen2_5_vl.read_config(PUBLISHED["qwen2_5_vl"])
+    config = Qwen25VlConfig.from_huggingface(PUBLISHED["qwen2_5_vl"])
     tower = config.tower_shape
     assert (tower.intermediate_size, tower.mlp_matrices, tower.window) == (3420, 3, 64)
     assert tower.global_layers == (7, 15, 23, 31)
@@ -289,9 +290,11 @@ def test_geometry_of_qwen2_5_vl_3b():
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
 def test_fields_that_are_left_out(model_type):
     """transformers' own defaults."""
-    read = qwen2_vl.read_config if model_type == "qwen2_vl" else qwen2_5_vl.read_config
+    ours = Qwen2VlConfig if model_type == "qwen2_vl" else Qwen25VlConfig
     out = "hidden_size" if model_type == "qwen2_vl" else "out_hidden_size"
-    config = read({"model_type": model_type, "text_config": {}, "vision_config": {out: 8192}})
+    config = ours.from_huggingface(
+        {"model_type": model_type, "text_config": {}, "vision_config": {out: 8192}}
+    )
     theirs = Reference.config_class(model_type)()
     decoder, vision = config.decoder, config.vision
     text = theirs.text_config

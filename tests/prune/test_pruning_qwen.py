@@ -23,7 +23,7 @@ from tiny_qwen import QWEN2, QWEN25, Reference, build_qwen, picture
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PruningError
 from edgeprune.export.preprocessing import picture_preprocessing_from_checkpoint
-from edgeprune.models import qwen2_vl
+from edgeprune.models.qwen2_vl import Qwen2VlConfig
 from edgeprune.prune.adaptprune import AdaptPrune
 from edgeprune.prune.cdpruner import CdPruner
 from edgeprune.prune.dart import Dart
@@ -269,7 +269,7 @@ def test_atp_on_pictures_of_all_sizes(dense, tmp_path):
 # What cannot work
 
 
-GEOMETRY = qwen2_vl.read_config(
+GEOMETRY = Qwen2VlConfig.from_huggingface(
     {"model_type": "qwen2_vl", "text_config": {}, "vision_config": {"hidden_size": 8192}}
 ).geometry
 
