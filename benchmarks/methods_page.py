@@ -23,6 +23,8 @@ from shapes_tally import EXAMPLE, Tally, ivtp_candidates, nearest_to, open_tally
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PruningError
 from edgeprune.prune.adaptprune import AdaptPrune
+from edgeprune.prune.cdpruner import CdPruner
+from edgeprune.prune.dart import Dart
 from edgeprune.prune.evit import Evit
 from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp_vision import IvtpVision
@@ -140,6 +142,8 @@ CANDIDATES: dict[str, Callable[[ModelGeometry], Iterable[PruningMethod]]] = {
     "TopK": by_number(TopK),
     "pooling": spatial_pooling,
     "random": by_number(RandomTokens),
+    "CDPruner": by_number(CdPruner),
+    "DART": by_number(Dart),
 }
 METHODS = ("ATP", *CANDIDATES)
 

@@ -16,6 +16,7 @@ from edgeprune.cost import (
     kv_cache_bytes,
     layer_rows,
     mlp_flops,
+    peak_activation_bytes,
     projector_flops,
     vision_flops,
 )
@@ -114,6 +115,8 @@ class PrefillCost:
         average_visual_tokens: Visual tokens that enter a decoder layer, averaged over the layers.
         unpruned_kv_cache_bytes: KV cache after prefill with every visual token.
         pruned_kv_cache_bytes: The same with the tokens that pruning leaves.
+        unpruned_activation_bytes: Most that the activations of a decoder block hold with every visual token.
+        pruned_activation_bytes: The same with the tokens that pruning leaves.
     """
 
     text_tokens: int
@@ -122,6 +125,8 @@ class PrefillCost:
     average_visual_tokens: float
     unpruned_kv_cache_bytes: int
     pruned_kv_cache_bytes: int
+    unpruned_activation_bytes: int
+    pruned_activation_bytes: int
 
     @property
     def unpruned_flops(self) -> int:
@@ -277,6 +282,8 @@ def _prefill_cost(manifest: Manifest, means: Mapping[str, float]) -> PrefillCost
         average_visual_tokens=average_visual_tokens(sites, num_layers, tokens_in, kept),
         unpruned_kv_cache_bytes=kv_cache_bytes(shape, [rows.attention for rows in full], bytes_per_value),
         pruned_kv_cache_bytes=kv_cache_bytes(shape, [rows.attention for rows in pruned], bytes_per_value),
+        unpruned_activation_bytes=peak_activation_bytes(shape, full, bytes_per_value),
+        pruned_activation_bytes=peak_activation_bytes(shape, pruned, bytes_per_value),
     )
 
 

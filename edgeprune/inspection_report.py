@@ -29,7 +29,7 @@ def _summary(inspection: Inspection) -> Table:
     if geometry.num_kv_heads != geometry.num_heads:
         heads += f" ({geometry.num_kv_heads} key/value)"
     rows, columns = geometry.grid
-    picture = f"{rows} x {columns} tokens, {geometry.tokens_per_image} enter the decoder"
+    picture = f"{rows} x {columns} visual tokens, {geometry.tokens_per_image} enter the decoder"
     if geometry.typical_tiles > 1:
         picture = f"{geometry.typical_tiles} tiles of {picture} (they differ from picture to picture)"
     table = _table(show_header=False, title=f"Bundle {inspection.name}")
@@ -100,6 +100,8 @@ def _cost_table(inspection: Inspection) -> Table:
     table.add_row("total", "", "", *_before_after(prefill.unpruned_flops, prefill.pruned_flops))
     full, left = prefill.unpruned_kv_cache_bytes, prefill.pruned_kv_cache_bytes
     table.add_row("KV cache", "", "", _bytes(full), _bytes(left), _percent(left, full))
+    full, left = prefill.unpruned_activation_bytes, prefill.pruned_activation_bytes
+    table.add_row("peak activation", "", "", _bytes(full), _bytes(left), _percent(left, full))
     return table
 
 

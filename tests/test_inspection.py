@@ -124,6 +124,9 @@ def test_unpruned_cost_is_that_of_the_cost_model(atp):
     assert sum(group.unpruned_flops for group in atp.prefill.groups[1:]) == decoder_prefill_flops(shape, rows)
     # Hkv·D = 16, float32, keys and values
     assert atp.prefill.unpruned_kv_cache_bytes == 4 * (36 + TEXT_TOKENS) * 2 * 16 * 4
+    # Attention: 2·(32 + 32 + 16) values a row, MLP: 2·(32 + 48).
+    assert atp.prefill.unpruned_activation_bytes == (36 + TEXT_TOKENS) * 160 * 4
+    assert atp.prefill.pruned_activation_bytes == atp.prefill.unpruned_activation_bytes
 
 
 def test_calibration_gives_real_counts(atp_copy):
@@ -190,7 +193,7 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
 
 def test_the_first_lines_say_what_the_bundle_is(atp):
     first = " ".join(rendered(atp).split()[:60])
-    for text in ("Bundle atp", "llava, pruned by atp", "float32, ONNX opset", "4 layers", "36 tokens enter"):
+    for text in ("Bundle atp", "llava, pruned by atp", "float32, ONNX opset", "4 layers", "36 enter"):
         assert text in first
 
 

@@ -45,7 +45,7 @@ def sampled_beside(chosen: Tensor) -> Tensor:
     """The patches that are sampled beside the chosen ones, [M, N] bool: every ⌊⌊N/count⌋/3⌋-th, but the last."""
     num_patches = chosen.shape[1]
     count = chosen.sum(dim=1, keepdim=True)
-    stride = (num_patches // count // 3).clamp(min=1)
+    stride = (torch.full_like(count, num_patches) // count // 3).clamp(min=1)
     places = torch.arange(num_patches, device=chosen.device)
     return (places % stride == 0) & (places < num_patches - 1)
 

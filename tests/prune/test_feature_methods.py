@@ -394,3 +394,15 @@ def test_prumerge_reads_the_last_layer_where_all_run(tmp_path):
     scores = torch.softmax((key @ query.unsqueeze(2)).squeeze(2) / query.shape[1] ** 0.5, dim=1)[:, 1:]
     kept = stands_out(scores).sum(dim=1)
     assert out["patch_counts"].tolist() == (kept + 1).tolist()
+
+
+@pytest.mark.parametrize("method", [PruMerge(neighbours=4), PruMergePlus(neighbours=4)])
+def test_every_picture_has_a_number_of_its_own(llava_folder, method):
+    """Upstream takes its outliers from all pictures of a batch at once; here company changes nothing."""
+    pixels = pictures(1, count=3)
+    together = run_vision(llava_folder, method, pixels)
+    assert len({len(slots) for _, slots in together}) > 1, "the pictures would not tell"
+    for image, (features, slots) in enumerate(together):
+        ((alone, alone_slots),) = run_vision(llava_folder, method, pixels[image : image + 1])
+        assert slots == alone_slots
+        np.testing.assert_allclose(features, alone, atol=1e-5)
