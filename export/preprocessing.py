@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import BundleError, CheckpointError
+from edgeprune.runtimes.flat_patches import PatchPreprocessing
 from edgeprune.runtimes.pictures import PicturePreprocessing
 from edgeprune.runtimes.preprocessing import RESAMPLING, ImagePreprocessing
 from edgeprune.runtimes.tiling import TilePreprocessing
@@ -43,6 +44,27 @@ _TILE_DEFAULTS: dict[str, Any] = {
     "min_patches": 1,
     "max_patches": 12,
 }
+
+_PATCH_CLASSES = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
+
+# What Qwen2VLImageProcessor assumes.
+_PATCH_DEFAULTS: dict[str, Any] = {
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {},
+    "min_pixels": None,
+    "max_pixels": None,
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+}
+_MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
 
 # Keys that say nothing about the pixels.
 _INERT = {
@@ -115,6 +137,72 @@ def tile_preprocessing_from_checkpoint(path: Path) -> TilePreprocessing:
         raise CheckpointError(f"{source} does not describe a usable preprocessing: {error}") from error
 
 
+def patch_preprocessing_from_checkpoint(path: Path) -> PatchPreprocessing:
+    """Read processor_config.json or preprocessor_config.json of a Qwen2-VL or Qwen2.5-VL checkpoint.
+
+    The pixels will be those of the Pillow backend; transformers' torchvision backend resamples slightly differently.
+
+    Raises:
+        CheckpointError: There are no settings, they are for another processor, they contradict config.json, or an
+            option is not supported.
+    """
+    source, given = _read_settings(path)
+    settings = _checked(source, given, _PATCH_CLASSES, _PATCH_DEFAULTS)
+    if not settings["do_resize"]:
+        raise CheckpointError(f"{source} sets do_resize to false: set it to true, pictures have any size")
+    config = _read_object(path / "config.json")
+    vision = config.get("vision_config") or {}
+    for ours, theirs in (
+        ("patch_size", "patch_size"),
+        ("temporal_patch_size", "temporal_patch_size"),
+        ("merge_size", "spatial_merge_size"),
+    ):
+        expected = vision.get(theirs, _PATCH_DEFAULTS[ours])
+        if settings[ours] != expected:
+            raise CheckpointError(
+                f"{source} has {ours} {settings[ours]!r}, config.json's vision_config {theirs} {expected!r}: "
+                "correct the one that is wrong"
+            )
+    resample = _RESAMPLE_NAMES.get(settings["resample"])
+    if resample is None:
+        raise CheckpointError(f"{source} has resample {settings['resample']!r}: use one of {_RESAMPLE_NAMES}")
+    windows = vision.get("window_size", 112) if config.get("model_type") == "qwen2_5_vl" else 0
+    try:
+        least, most = _pixel_limits(source, settings)
+        return PatchPreprocessing(
+            min_pixels=least,
+            max_pixels=most,
+            patch_size=settings["patch_size"],
+            temporal_patch_size=settings["temporal_patch_size"],
+            merge_size=settings["merge_size"],
+            window_tokens=windows // settings["merge_size"] // settings["patch_size"],
+            resample=resample,
+            rescale_factor=settings["rescale_factor"] if settings["do_rescale"] else 1.0,
+            mean=_per_channel(settings["image_mean"]) if settings["do_normalize"] else (0.0, 0.0, 0.0),
+            std=_per_channel(settings["image_std"]) if settings["do_normalize"] else (1.0, 1.0, 1.0),
+            convert_rgb=settings["do_convert_rgb"],
+        )
+    except (BundleError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{source} does not describe a usable preprocessing: {error}") from error
+
+
+def _pixel_limits(source: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """Fewest and most pixels: named since 2024 in three ways, the first of which wins."""
+    size = settings["size"]
+    known = {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}
+    if not isinstance(size, dict) or {key for key, value in size.items() if value is not None} - known:
+        raise CheckpointError(
+            f"{source} has size {size!r}: only shortest_edge and longest_edge, which are numbers of pixels, "
+            "are supported"
+        )
+
+    def limit(named: str, edge: str, default: int) -> Any:
+        found = (settings[named], size.get(edge), size.get(named), default)
+        return next(value for value in found if value is not None)
+
+    return limit("min_pixels", "shortest_edge", _MIN_PIXELS), limit("max_pixels", "longest_edge", _MAX_PIXELS)
+
+
 def _checked(
     source: Path, settings: dict[str, Any], classes: Sequence[str], defaults: dict[str, Any]
 ) -> dict[str, Any]:
@@ -166,6 +254,8 @@ def _from_clip_settings(source: Path, settings: dict[str, Any]) -> ImagePreproce
 _READERS: dict[str, Callable[[Path], PicturePreprocessing]] = {
     "llava": image_preprocessing_from_checkpoint,
     "internvl": tile_preprocessing_from_checkpoint,
+    "qwen2_vl": patch_preprocessing_from_checkpoint,
+    "qwen2_5_vl": patch_preprocessing_from_checkpoint,
 }
 
 

@@ -14,7 +14,8 @@ from edgeprune.runtimes.prompt import PromptFormat
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 # What Hugging Face's configurations assume where config.json leaves it out, by the decoder's model_type.
-_CONTEXT_LENGTHS = {"llama": 2048, "qwen2": 32768}
+_CONTEXT_LENGTHS = {"llama": 2048, "qwen2": 32768, "qwen2_vl_text": 32768, "qwen2_5_vl_text": 32768}
+_IMAGE_TOKEN_IDS = {"qwen2_vl": 151655, "qwen2_5_vl": 151655}
 
 _VICUNA_TEMPLATE = """\
 {%- for message in messages -%}
@@ -123,6 +124,8 @@ def _image_token(
     path: Path, config: dict[str, Any], tokenizer: Tokenizer, special_tokens: dict[str, str]
 ) -> tuple[str, int]:
     image_token_id = config.get("image_token_index", config.get("image_token_id"))
+    if image_token_id is None:
+        image_token_id = _IMAGE_TOKEN_IDS.get(str(config.get("model_type")))
     if not isinstance(image_token_id, int):
         raise CheckpointError(
             f"{path / 'config.json'} has no image_token_index: is it a vision-language model?"
@@ -206,7 +209,10 @@ def _token_id(path: Path, tokenizer: Tokenizer, special_tokens: dict[str, str], 
 
 
 def _context_length(path: Path, config: dict[str, Any]) -> int:
-    text_config = config.get("text_config") or {}
+    text_config = config.get("text_config")
+    if not isinstance(text_config, dict):
+        # Published Qwen2-VL checkpoints have the decoder's fields beside the others.
+        text_config = {**config, "model_type": f"{config.get('model_type')}_text"}
     length = text_config.get("max_position_embeddings")
     if length is None:
         length = _CONTEXT_LENGTHS.get(text_config.get("model_type", "llama"))

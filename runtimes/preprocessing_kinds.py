@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgeprune.errors import BundleError
+from edgeprune.runtimes.flat_patches import PatchPreprocessing
 from edgeprune.runtimes.pictures import PicturePreprocessing
 from edgeprune.runtimes.preprocessing import ImagePreprocessing
 from edgeprune.runtimes.tiling import TilePreprocessing
@@ -11,6 +12,7 @@ from edgeprune.runtimes.tiling import TilePreprocessing
 KINDS: dict[str, Callable[[Mapping[str, Any]], PicturePreprocessing]] = {
     "crop": ImagePreprocessing.from_json,
     "tiles": TilePreprocessing.from_json,
+    "patches": PatchPreprocessing.from_json,
 }
 
 
