@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from edgeprune.errors import BundleError, CheckpointError
 from edgeprune.extras import require
+from edgeprune.models.llava_layout import saved_by_llava
 from edgeprune.runtimes.prompt import PromptFormat
 
 # The tokens that chat templates may use by name, besides those that a tokenizer names itself.
@@ -27,20 +28,30 @@ _VICUNA_TEMPLATE = """\
 """
 
 
-def prompt_format_from_checkpoint(path: Path, config: dict[str, Any]) -> PromptFormat:
+# What LLaVA's own code puts before the first turn (conversation "vicuna_v1").
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. "
+)
+
+
+def prompt_format_from_checkpoint(
+    path: Path, config: dict[str, Any], tokenizer_json: str | None = None
+) -> PromptFormat:
     r"""Read the tokenizer's and the template's settings.
 
     A checkpoint of model_type "llava" without a chat template gets the one of LLaVA-1.5 on Vicuna:
-    ``USER: <image>\n… ASSISTANT:``.
+    ``USER: <image>\n… ASSISTANT:``; one that LLaVA's own code has saved, with that code's system prompt before it.
 
     Args:
         path: The checkpoint's folder.
         config: Its config.json.
+        tokenizer_json: The tokenizer; None = the checkpoint's tokenizer.json.
 
     Raises:
         CheckpointError: A file is missing or damaged, or the files contradict each other.
     """
-    tokenizer = _read_tokenizer(path)
+    tokenizer = _read_tokenizer(path) if tokenizer_json is None else Tokenizer.from_str(tokenizer_json)
     settings = {
         **_read_object(path / "special_tokens_map.json"),
         **_read_object(path / "tokenizer_config.json"),
@@ -67,11 +78,15 @@ def prompt_format_from_checkpoint(path: Path, config: dict[str, Any]) -> PromptF
         raise CheckpointError(f"{path} does not describe a usable prompt format: {error}") from error
 
 
-def tokenizer_json_from_checkpoint(path: Path) -> str:
+def tokenizer_json_from_checkpoint(path: Path, reader: str = "AutoTokenizer") -> str:
     """The tokenizer.json that belongs into a bundle: what transformers makes of the checkpoint's files.
 
     transformers rebuilds the tokenizers of some families (Llama among them) from the vocabulary, so that the
     checkpoint's own tokenizer.json, where it is older, may give other ids.
+
+    Args:
+        path: The checkpoint's folder.
+        reader: transformers' class that reads it.
 
     Raises:
         CheckpointError: transformers cannot read the tokenizer.
@@ -79,7 +94,7 @@ def tokenizer_json_from_checkpoint(path: Path) -> str:
     """
     transformers = require("transformers", extra="export", purpose="to read a checkpoint's tokenizer")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = getattr(transformers, reader).from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
@@ -182,7 +197,8 @@ def _chat_template(path: Path, config: dict[str, Any], settings: dict[str, Any],
             f"{path} has no chat template and model_type {config.get('model_type')!r} has no usual one: "
             "write it to chat_template.jinja"
         )
-    return _VICUNA_TEMPLATE.replace("IMAGE_TOKEN", json.dumps(image_token, ensure_ascii=False)).strip()
+    template = _VICUNA_TEMPLATE.replace("IMAGE_TOKEN", json.dumps(image_token, ensure_ascii=False)).strip()
+    return "{{- " + json.dumps(_VICUNA_SYSTEM) + " -}}" + template if saved_by_llava(config) else template
 
 
 def _eos_token_ids(
