@@ -59,12 +59,14 @@ def load_checkpoint(
     }
     if saved_by_llava(config):
         tensors = with_tower(tensors, config, folder, None if clip is None else Path(clip))
-    if model.config.decoder.tie_word_embeddings:
-        tensors.setdefault(
-            "lm_head.weight", tensors.get("language_model.embed_tokens.weight", torch.empty(0))
-        )
+    embedding = tensors.get("language_model.embed_tokens.weight", torch.empty(0))
+    tied = model.config.decoder.tie_word_embeddings
+    if tied:
+        head = tensors.setdefault("lm_head.weight", embedding)
+        # A config may leave out that a checkpoint has a head of its own; the weights are right, as in transformers.
+        tied = head is embedding or torch.equal(head, embedding)
     assign_weights(model, tensors, dtype, f"the checkpoint {folder}")
-    if model.config.decoder.tie_word_embeddings:
+    if tied:
         model.lm_head.weight = model.language_model.embed_tokens.weight
     model.eval()
     plan = PruningPlan(read_methods(folder) if methods is None else tuple(methods), model.config.geometry)

@@ -162,6 +162,10 @@ def check_prompts(
     """The prompts that graphs are compared on: one picture, two pictures, none; those that fit the context."""
     encoder = PromptEncoder(prompt_format, folder / TOKENIZER_FILE)
     pictures = (list(images) + check_pictures(2))[:2] if len(images) < 2 else list(images[:2])
+    if not model.plan.geometry.fixed_tiles and pictures[0].size == pictures[1].size:
+        # Pictures keep their size: graphs are to be seen with two that differ.
+        width, height = pictures[1].size
+        pictures[1] = pictures[1].crop((0, 0, max(1, width // 2), height))
     guide = None
     if probe is not None and probe.guided:
         guide = GuideEncoder(folder / GUIDE_TOKENIZER_FILE, probe.guide_context_length)

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from edgeprune.checkpoint_weights import read_json
 from edgeprune.errors import CheckpointError
-from edgeprune.export.preprocessing import clip_preprocessing, image_preprocessing_from_checkpoint
+from edgeprune.export.crop_settings import clip_preprocessing, image_preprocessing_from_checkpoint
 from edgeprune.export.prompt import tokenizer_json_from_checkpoint
 from edgeprune.models.llava_layout import IMAGE_TOKEN, PAD, RESIZE, tower_folder
 from edgeprune.runtimes.pictures import PicturePreprocessing

@@ -8,16 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeprune.errors import CheckpointError
-from edgeprune.models.clip import (
-    ClipVisionConfig,
-    ClipVisionTower,
-    FeaturePruner,
-    FeatureTokens,
-    VisionPruner,
-)
+from edgeprune.models.clip import ClipVisionConfig, ClipVisionTower, FeaturePruner, FeatureTokens
 from edgeprune.models.config_fields import read_field, require_choice
 from edgeprune.models.llama import LlamaConfig
 from edgeprune.models.vision_language import TowerFeatures, TowerShape, TypicalPicture, VisionLanguageModel
+from edgeprune.models.vision_pruning import VisionPruner
 from edgeprune.prune.method import ModelGeometry
 from edgeprune.tensor_names import PIXEL_VALUES
 from edgeprune.tensor_spec import TensorSpec

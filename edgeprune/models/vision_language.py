@@ -7,8 +7,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from edgeprune.models.clip import ClipVisionTower, FeaturePruner, VisionPruner
+from edgeprune.models.clip import ClipVisionTower, FeaturePruner
 from edgeprune.models.llama import LlamaConfig, LlamaDecoder
+from edgeprune.models.vision_pruning import VisionPruner
 from edgeprune.prune.method import ModelGeometry
 from edgeprune.tensor_spec import TensorSpec
 
