@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,6 +131,19 @@ def test_prompts_are_those_of_transformers(llava_next_folder):
         encoded = prompts.encode_chat("What is it?", layout.tokens_per_image if layout else ())
         expected = theirs.inputs(images, "What is it?")["input_ids"][0].numpy()
         assert np.array_equal(encoded.token_ids, expected)
+
+
+def test_counts_at_published_sizes_are_those_of_the_processor(llava_next_folder):
+    """336 pixels, 24 × 24 tokens: as many placeholders as LlavaNextProcessor writes, for pictures of any size."""
+    theirs = processor_of(PUBLISHED, Reference(llava_next_folder).processor.tokenizer)
+    tile = replace(TILE, resize_to=(336, 336))
+    ours = AnyresPreprocessing(tile, tuple((down, across) for down, across in PUBLISHED.pinpoints))
+    sizes = np.exp(np.random.default_rng(2).uniform(2, 8, (200, 2))).astype(int).tolist()
+    counts = theirs._get_num_multimodal_tokens([[height, width] for width, height in sizes])[
+        "num_image_tokens"
+    ]
+    assert [ours.layout([(width, height)], (24, 24)).tokens_per_image[0] for width, height in sizes] == counts
+    assert len(set(counts)) > 20
 
 
 def test_layout_of_two_pictures():
