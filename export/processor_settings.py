@@ -15,6 +15,7 @@ _INERT = {
     "processor_class",
     "_processor_class",
     "_valid_processor_keys",
+    "aspect_ratio_setting",
     "data_format",
     "default_to_square",
     "device",

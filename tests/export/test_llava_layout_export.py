@@ -24,6 +24,7 @@ from edgeprune.runtimes.prompt import PromptEncoder
 from edgeprune.runtimes.sampling import SamplingOptions
 from edgeprune.runtimes.session import open_session
 from edgeprune.runtimes.square_padding import SquarePadding
+from edgeprune.verification import verify
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -52,6 +53,8 @@ def asked_by_llava(question: str, num_images: int) -> list[int]:
 def test_answers_are_those_of_transformers_asked_as_llava_does(both, tmp_path):
     bundle = export(both.outside, tmp_path / "bundle", clip=both.clip, methods=[FastV(layer=2, keep=9)])
     assert bundle.manifest.source.model_type == "llava"
+    found = verify(bundle.path, checkpoint=both.outside, clip=both.clip)
+    assert set(found.parity) == set(bundle.manifest.graphs)
     processor = LlavaImageProcessorPil(
         do_pad=True,
         size={"shortest_edge": SPEC.image_size},

@@ -269,7 +269,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, file, fields, message):
 def test_published_settings_are_read(tmp_path):
     """The fields of llava-v1.6-mistral-7b-hf's preprocessor_config.json."""
     settings = {
-        "aspect_ratio_setting": None,
+        "aspect_ratio_setting": "anyres",
         "crop_size": {"height": 336, "width": 336},
         "do_center_crop": True,
         "do_convert_rgb": True,
