@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import edit_json, edit_weights
 from tiny_internvl import TinyInternvl, build_internvl, internvl_prompt
-from transformers import InternVLForConditionalGeneration
+from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import CheckpointError
+from edgeprune.models.families import FAMILIES
 from edgeprune.models.internvl import InternvlConfig
 
 TOLERANCE = 1e-4
@@ -164,6 +165,40 @@ def test_geometry_of_internvl3_1b():
         {"text_config": {}, "vision_config": {}, "image_token_id": 1}
     ).decoder
     assert (defaults.intermediate_size, defaults.vocab_size, defaults.num_kv_heads) == (22016, 151936, 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "vision"),
+    [
+        (
+            {
+                "hidden_size": 896,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 14,
+                "num_key_value_heads": 2,
+            },
+            {"attention_bias": True},
+        ),
+        (
+            {
+                "hidden_size": 5120,
+                "num_hidden_layers": 64,
+                "num_attention_heads": 40,
+                "num_key_value_heads": 8,
+            },
+            {**VIT_6B, "hidden_size": 3200, "num_hidden_layers": 45, "num_attention_heads": 25},
+        ),
+    ],
+    ids=["InternVL3-1B", "InternVL3-38B"],
+)
+def test_published_sizes_have_the_weights_of_transformers(text, vision):
+    config = InternVLConfig(text_config={"model_type": "qwen2", **text}, vision_config=vision)
+    family = FAMILIES["internvl"]
+    with torch.device("meta"):
+        theirs = InternVLForConditionalGeneration(config).state_dict()
+        ours = family.build(config.to_dict()).state_dict()
+    shapes = {family.canonical_name(name): tensor.shape for name, tensor in theirs.items()}
+    assert shapes == {name: tensor.shape for name, tensor in ours.items()}
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ import pytest
 import torch
 from masked_decoder import MaskedDecoder
 from numpy_references import (
+    adaptprune_kept,
     atp_reference,
     attention_logits,
     causal_softmax,
     highest,
+    last_row_scores,
     mean_attention,
     rollout,
     value_norms,
@@ -21,6 +23,7 @@ from transformers import InternVLForConditionalGeneration
 
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PruningError
+from edgeprune.prune.adaptprune import AdaptPrune
 from edgeprune.prune.evit import Evit
 from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp import Ivtp, equal_steps, layer_groups
@@ -93,6 +96,30 @@ def test_fastv(folder, dense, tiles, seed):
     state = compare(model, dense, ids, pictures, dense.embed(ids, pictures), sites)
     assert state.sites[0].tokens_in == sum(counts)
     assert state.sites[0].kept == sum(int(count * 0.4) for count in counts)
+
+
+@pytest.mark.parametrize(("tiles", "seed"), [((1,), 0), ((5,), 1), ((3, 1), 2), ((1, 5), 3)])
+def test_adaptprune_suppresses_inside_a_tile(folder, dense, tiles, seed):
+    method = AdaptPrune(layer=2, keep_ratio=0.5)
+    model = load_checkpoint(folder, methods=[method])
+    ids, pictures = prompt(tiles, seed)
+    slots = np.full(len(ids), -1)
+    slots[ids == IMAGE_TOKEN_ID] = np.arange(9 * sum(tiles))
+    count = sum(int(9 * number * 0.5) for number in tiles)
+
+    def choose(layers, alive):
+        before, entering = layers[1], layers[2].hidden
+        scores = last_row_scores(double(before.query), double(before.key))
+        keys = double(dense.decoder.layers[2].self_attn.k_proj(entering).detach())
+        kept, gap = adaptprune_kept(scores, keys, slots, (3, 3), count, method)
+        assert gap > 1e-4, "choose another seed: a choice is too close"
+        chosen = alive.copy()
+        chosen[slots >= 0] = False
+        chosen[kept] = True
+        return chosen
+
+    state = compare(model, dense, ids, pictures, dense.embed(ids, pictures), {2: choose})
+    assert state.sites[0].kept == count
 
 
 @pytest.mark.parametrize(("tiles", "seed"), [((1,), 0), ((5,), 1), ((3, 5), 2)])
