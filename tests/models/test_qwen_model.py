@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import edit_json
 from tiny_qwen import (
+    CLASSES,
     IMAGE,
     QWEN2,
     QWEN25,
@@ -26,6 +27,7 @@ from tiny_qwen import (
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import CheckpointError, PromptError, PruningError
 from edgeprune.export.preprocessing import picture_preprocessing_from_checkpoint
+from edgeprune.models.families import FAMILIES
 from edgeprune.models.qwen2_5_vl import Qwen25VlConfig
 from edgeprune.models.qwen2_vl import Qwen2VlConfig
 from edgeprune.positions import MULTIMODAL, prompt_positions
@@ -285,6 +287,19 @@ def test_geometry_of_qwen2_5_vl_3b():
     assert tower.global_layers == (7, 15, 23, 31)
     assert (config.vision.head_dim, config.vision.window_tokens) == (80, 4)
     assert config.decoder.context_length == 128000
+
+
+@pytest.mark.parametrize("model_type", PUBLISHED)
+def test_published_sizes_have_the_weights_of_transformers(model_type):
+    """Name by name and shape by shape, without their values."""
+    family = FAMILIES[model_type]
+    with torch.device("meta"):
+        theirs = CLASSES[model_type][1](CLASSES[model_type][0](**PUBLISHED[model_type]))
+        ours = family.build(PUBLISHED[model_type])
+    expected = {
+        family.canonical_name(name): tuple(tensor.shape) for name, tensor in theirs.state_dict().items()
+    }
+    assert {name: tuple(tensor.shape) for name, tensor in ours.state_dict().items()} == expected
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
