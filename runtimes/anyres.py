@@ -21,6 +21,7 @@ from PIL import Image
 from edgeprune.errors import BundleError
 from edgeprune.runtimes.pictures import PreparedPictures
 from edgeprune.runtimes.preprocessing import MAX_PIXELS, RESAMPLING, ImagePreprocessing
+from edgeprune.runtimes.settings_json import fields_from_json, fields_to_json
 from edgeprune.tensor_names import PIXEL_VALUES
 from edgeprune.visual_layout import Int64Array, VisualGrid, VisualLayout
 
@@ -130,18 +131,12 @@ class AnyresPreprocessing:
         Raises:
             BundleError: A field is unknown, missing or invalid.
         """
-        if wrong := sorted({"tile", "pinpoints"}.symmetric_difference(data)):
-            raise BundleError(
-                f"preprocessing has unknown or lacks fields {', '.join(wrong)}: export the bundle again"
-            )
-        pinpoints = data["pinpoints"]
-        if isinstance(pinpoints, list):
-            pinpoints = tuple(tuple(size) if isinstance(size, list) else size for size in pinpoints)
-        return cls(ImagePreprocessing.from_json(data["tile"]), pinpoints)
+        fields = fields_from_json(cls, data, "preprocessing")
+        return cls(**fields | {"tile": ImagePreprocessing.from_json(fields["tile"])})
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as plain JSON."""
-        return {"tile": self.tile.to_json(), "pinpoints": [list(size) for size in self.pinpoints]}
+        return fields_to_json(self)
 
     @property
     def side(self) -> int:

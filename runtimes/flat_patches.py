@@ -22,6 +22,7 @@ from edgeprune.runtimes.preprocessing import (
     normalised_pixels,
     rgb_picture,
 )
+from edgeprune.runtimes.settings_json import fields_from_json, fields_to_json
 from edgeprune.visual_layout import Int64Array, VisualGrid, VisualLayout
 
 # Qwen2-VL was not trained on longer strips.
@@ -87,17 +88,11 @@ class PatchPreprocessing:
         Raises:
             BundleError: A field is unknown, missing or invalid.
         """
-        if wrong := sorted(set(cls.__dataclass_fields__).symmetric_difference(data)):
-            raise BundleError(
-                f"preprocessing has unknown or lacks fields {', '.join(wrong)}: export the bundle again"
-            )
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-        return cls(**fields)
+        return cls(**fields_from_json(cls, data, "preprocessing"))
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as plain JSON."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return fields_to_json(self)
 
     @property
     def factor(self) -> int:

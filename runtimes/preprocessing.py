@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from edgeprune.errors import BundleError, PictureError
 from edgeprune.runtimes.pictures import PreparedPictures
+from edgeprune.runtimes.settings_json import fields_from_json, fields_to_json
 from edgeprune.tensor_names import PIXEL_VALUES
 from edgeprune.visual_layout import VisualGrid, VisualLayout
 
@@ -237,20 +238,11 @@ class ImagePreprocessing:
         Raises:
             BundleError: A field is unknown, missing or invalid.
         """
-        if not isinstance(data, Mapping):
-            raise BundleError(f"preprocessing must be an object, not {data!r}: export the bundle again")
-        expected = set(cls.__dataclass_fields__)
-        if wrong := sorted(expected.symmetric_difference(data)):
-            raise BundleError(
-                f"preprocessing has unknown or lacks fields {', '.join(wrong)}: export the bundle again"
-            )
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-        return cls(**fields)
+        return cls(**fields_from_json(cls, data, "preprocessing"))
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as plain JSON."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return fields_to_json(self)
 
     def prepare(self, images: Sequence[Image.Image], grid: tuple[int, int]) -> PreparedPictures:
         """Pictures of one tile each; see :class:`edgeprune.runtimes.pictures.PicturePreprocessing`."""

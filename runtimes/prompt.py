@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from edgeprune.errors import BundleError, PromptError
 from edgeprune.runtimes.chat_template import ChatTemplate
 from edgeprune.runtimes.incremental_decoder import IncrementalDecoder
+from edgeprune.runtimes.settings_json import fields_from_json, fields_to_json
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -77,23 +78,11 @@ class PromptFormat:
         Raises:
             BundleError: A field is unknown, missing or invalid.
         """
-        if not isinstance(data, Mapping):
-            raise BundleError(f"prompt format must be an object, not {data!r}: export the bundle again")
-        if wrong := sorted(set(cls.__dataclass_fields__).symmetric_difference(data)):
-            raise BundleError(
-                f"prompt format has unknown or lacks fields {', '.join(wrong)}: export the bundle again"
-            )
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-        return cls(**fields)
+        return cls(**fields_from_json(cls, data, "prompt format"))
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as plain JSON."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {
-            **fields,
-            "special_tokens": dict(self.special_tokens),
-            "eos_token_ids": list(self.eos_token_ids),
-        }
+        return {**fields_to_json(self), "special_tokens": dict(self.special_tokens)}
 
 
 @dataclass(frozen=True)

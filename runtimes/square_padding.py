@@ -9,6 +9,7 @@ from PIL import Image
 from edgeprune.errors import BundleError, PictureError
 from edgeprune.runtimes.pictures import PreparedPictures
 from edgeprune.runtimes.preprocessing import MAX_PIXELS, ImagePreprocessing
+from edgeprune.runtimes.settings_json import fields_from_json, fields_to_json
 from edgeprune.tensor_names import PIXEL_VALUES
 from edgeprune.visual_layout import VisualGrid, VisualLayout
 
@@ -37,18 +38,12 @@ class SquarePadding:
         Raises:
             BundleError: A field is unknown, missing or invalid.
         """
-        if wrong := sorted({"crop", "fill"}.symmetric_difference(data)):
-            raise BundleError(
-                f"preprocessing has unknown or lacks fields {', '.join(wrong)}: export the bundle again"
-            )
-        fill = data["fill"]
-        return cls(
-            ImagePreprocessing.from_json(data["crop"]), tuple(fill) if isinstance(fill, list) else fill
-        )
+        fields = fields_from_json(cls, data, "preprocessing")
+        return cls(**fields | {"crop": ImagePreprocessing.from_json(fields["crop"])})
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as plain JSON."""
-        return {"crop": self.crop.to_json(), "fill": list(self.fill)}
+        return fields_to_json(self)
 
     def to_rgb(self, image: Image.Image) -> Image.Image:
         """The picture in RGB, as the model sees it: what is transparent becomes white."""

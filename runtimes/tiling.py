@@ -16,6 +16,7 @@ from PIL import Image
 from edgeprune.errors import BundleError
 from edgeprune.runtimes.pictures import PreparedPictures
 from edgeprune.runtimes.preprocessing import MAX_PIXELS, RESAMPLING, ImagePreprocessing
+from edgeprune.runtimes.settings_json import fields_from_json, fields_to_json
 from edgeprune.tensor_names import PIXEL_VALUES
 from edgeprune.visual_layout import VisualGrid, VisualLayout
 
@@ -58,15 +59,12 @@ class TilePreprocessing:
         Raises:
             BundleError: A field is unknown, missing or invalid.
         """
-        if wrong := sorted(set(cls.__dataclass_fields__).symmetric_difference(data)):
-            raise BundleError(
-                f"preprocessing has unknown or lacks fields {', '.join(wrong)}: export the bundle again"
-            )
-        return cls(ImagePreprocessing.from_json(data["tile"]), data["min_tiles"], data["max_tiles"])
+        fields = fields_from_json(cls, data, "preprocessing")
+        return cls(**fields | {"tile": ImagePreprocessing.from_json(fields["tile"])})
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as plain JSON."""
-        return {"tile": self.tile.to_json(), "min_tiles": self.min_tiles, "max_tiles": self.max_tiles}
+        return fields_to_json(self)
 
     def to_rgb(self, image: Image.Image) -> Image.Image:
         """The picture in RGB, as the model sees it: what is transparent becomes white."""
