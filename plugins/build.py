@@ -44,14 +44,7 @@ def find_nvcc() -> Path:
     Raises:
         BackendError: There is none.
     """
-    candidates = [Path(os.environ["CUDACXX"])] if os.environ.get("CUDACXX") else []
-    package = importlib.util.find_spec("nvidia")
-    for folder in (package.submodule_search_locations or []) if package is not None else []:
-        candidates += sorted(Path(folder).glob("cu*/bin/nvcc"), reverse=True)
-    on_path = shutil.which("nvcc")
-    candidates += [Path(on_path)] if on_path else []
-    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
-    for candidate in candidates:
+    for candidate in _candidates():
         if candidate.is_file():
             return candidate
     raise BackendError(
@@ -88,6 +81,17 @@ def build(
         kernels=folder / "libedgeprune_kernels.so" if kernels else None,
         folder=folder,
     )
+
+
+def _candidates() -> list[Path]:
+    candidates = [Path(os.environ["CUDACXX"])] if os.environ.get("CUDACXX") else []
+    package = importlib.util.find_spec("nvidia")
+    for folder in (package.submodule_search_locations or []) if package is not None else []:
+        candidates += sorted(Path(folder).glob("cu*/bin/nvcc"), reverse=True)
+    on_path = shutil.which("nvcc")
+    candidates += [Path(on_path)] if on_path else []
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    return candidates
 
 
 def _cmake() -> str:

@@ -52,7 +52,7 @@ struct Likeness {
     float ab = 0, aa = 0, bb = 0;
     if (units) {
       constexpr int kElements = Unit<T>::kElements;
-#pragma unroll 2
+#pragma unroll 1  // more would spill where one block of 1024 threads does it
       for (int f = lane_index() * kElements; f < width; f += 32 * kElements) {
         float x[kElements], y[kElements];
         Unit<T>::widen(*reinterpret_cast<const uint4*>(a + f), x);
@@ -148,7 +148,7 @@ __device__ int best_open_row(const float* score, int rows, uint32_t* bests) {
   return row;
 }
 
-template <typename T, int Items>
+template <typename T>
 __global__ __launch_bounds__(kSelectThreads) void choose_greedily(Likeness<T> all, const float* scores,
                                                                   const int64_t* num_keep,
                                                                   const int* num_neighbours,
@@ -192,8 +192,8 @@ __global__ __launch_bounds__(kSelectThreads) void choose_greedily(Likeness<T> al
     }
   }
   __syncthreads();
+  constexpr int Items = kMaxSelectRows / kSelectThreads;
   uint32_t keep = 0;  // one bit per slice
-#pragma unroll
   for (int i = 0; i < Items; ++i) {
     const int row = row_of<Items>(i);
     if (row < rows && score[row] == kGone) keep |= 1u << i;
@@ -220,10 +220,8 @@ cudaError_t select_by_soft_nms(const SoftNmsProblem& p, const float* scores, con
              likeness, num_neighbours, neighbours);
   if (error != cudaSuccess) return error;
   const size_t shared_bytes = kCountBytes + sizeof(float) * static_cast<size_t>(p.rows);
-  return with_items(p.rows, [&](auto items) {
-    return launch(choose_greedily<T, items()>, dim3(p.batch), kSelectThreads, shared_bytes, stream, likeness,
-                  scores, num_keep, num_neighbours, neighbours, keep_indices, keep_count);
-  });
+  return launch(choose_greedily<T>, dim3(p.batch), kSelectThreads, shared_bytes, stream, likeness, scores, num_keep,
+                num_neighbours, neighbours, keep_indices, keep_count);
 }
 
 }  // namespace

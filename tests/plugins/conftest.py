@@ -1,10 +1,11 @@
 """The native libraries, built once; an xdist worker that builds them runs all tests of this folder."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from edgeprune.plugins.build import NativeLibraries, build
+from edgeprune.plugins.build import SOURCES, NativeLibraries, build, find_nvcc
 from edgeprune.plugins.kernel_library import KernelLibrary
 
 FOLDER = Path(__file__).parent
@@ -27,3 +28,34 @@ def native_libraries() -> NativeLibraries:
 def reference() -> KernelLibrary:
     """The references; their folder is their own, so that they are there when a kernel does not compile."""
     return KernelLibrary(build(OUTPUT / "reference", kernels=False).reference, "cpu")
+
+
+@pytest.fixture(scope="session")
+def emulated() -> KernelLibrary:
+    """The kernels' sources as a host library; nvcc only passes its include folders to the host compiler."""
+    library = OUTPUT / "libedgeprune_emulated.so"
+    library.parent.mkdir(parents=True, exist_ok=True)
+    sources = sorted((SOURCES / "kernels").glob("*.cu"))
+    flags = "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror,-Wno-unknown-pragmas"
+    command = [
+        find_nvcc(),
+        "-x",
+        "c++",
+        "-std=c++17",
+        "-O2",
+        "-shared",
+        "--cudart",
+        "none",
+        "-Xcompiler",
+        flags,
+    ]
+    command += [
+        "-DEDGEPRUNE_EMULATED",
+        "-I",
+        FOLDER / "emulator",
+        *sources,
+        SOURCES / "kernels/kv_compaction.cpp",
+    ]
+    ran = subprocess.run([*command, "-o", library], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return KernelLibrary(library, "cpu")

@@ -100,7 +100,7 @@ class SoftNmsCase:
     sigma: float = 0.5
 
     @property
-    def S(self) -> int:
+    def S(self) -> int:  # noqa: N802 - the letter of the dimension
         return self.rows * self.columns + self.text
 
     def inputs(self, seed: int) -> dict[str, Tensor]:
@@ -112,7 +112,8 @@ class SoftNmsCase:
         kinds = rng.standard_normal((4, self.F))[rng.integers(0, 4, (self.B, self.S))]
         features = kinds + 0.3 * rng.standard_normal((self.B, self.S, self.F))
         squared = np.arange(self.reach**2 + 1)
-        nearness = np.append(np.exp(-squared / 4.5), 0.0).astype(np.float32)
+        wide = 2 * (0.3 * max(self.reach, 1)) ** 2
+        nearness = np.append(np.exp(-squared / wide), 0.0).astype(np.float32)
         return {
             "scores": torch.from_numpy(rng.random((self.B, self.S), dtype=np.float32)),
             "num_keep": torch.tensor(self.keep, dtype=torch.int64),

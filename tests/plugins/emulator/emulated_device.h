@@ -3,7 +3,8 @@
 // Every thread of a block is a coroutine that runs until it meets a barrier or a warp operation, and goes on when all
 // that must take part have come. It shows what can be shown without a GPU: indices, tiles, masks, ranks, barriers that
 // not all threads reach, reads of shared memory before the copy into it was waited for (a copy happens no sooner than
-// it is waited for), writes behind the end of shared memory. It does not show races between threads, or speed.
+// it is waited for), writes behind the end of shared memory. Threads go on in another random order after every meeting,
+// so that a missing barrier changes results. It shows neither every race nor anything about speed.
 #pragma once
 
 #include <ucontext.h>
@@ -16,6 +17,8 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -40,11 +43,31 @@ constexpr unsigned char kPoison = 0xcd;
   std::abort();
 }
 
-// What threads meet at: all of them put down a value, then all of them see all values.
+struct Slot {
+  alignas(16) char bytes[32];
+};
+
+// What threads meet at: all of them put down a value, then all of them see all values. Two sets of slots, because
+// a thread may come to the next meeting before the others have looked at this one.
 struct Meeting {
   int members = 0, arrived = 0;
   uint64_t generation = 0;
-  std::vector<std::vector<char>> values[2];
+  std::vector<Slot> slots[2];
+};
+
+template <typename T>
+class Values {
+ public:
+  explicit Values(const std::vector<Slot>& slots) : slots_(&slots) {}
+  int size() const { return static_cast<int>(slots_->size()); }
+  T operator[](int place) const {
+    T value;
+    std::memcpy(static_cast<void*>(&value), (*slots_)[place].bytes, sizeof(T));
+    return value;
+  }
+
+ private:
+  const std::vector<Slot>* slots_;
 };
 
 struct Copy {
@@ -106,11 +129,11 @@ inline void enter() {
 }
 
 template <typename T>
-std::vector<T> meet(Meeting& meeting, int place, const T& value) {
+Values<T> meet(Meeting& meeting, int place, const T& value) {
+  static_assert(sizeof(T) <= sizeof(Slot));
   const uint64_t generation = meeting.generation;
-  auto& values = meeting.values[generation % 2];
-  values[place].resize(sizeof(T));
-  std::memcpy(values[place].data(), &value, sizeof(T));
+  std::vector<Slot>& slots = meeting.slots[generation % 2];
+  std::memcpy(slots[place].bytes, &value, sizeof(T));
   block()->progress = true;
   if (++meeting.arrived == meeting.members) {
     meeting.arrived = 0;
@@ -118,22 +141,18 @@ std::vector<T> meet(Meeting& meeting, int place, const T& value) {
   } else {
     while (meeting.generation == generation) yield();
   }
-  std::vector<T> seen(values.size());
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (values[i].size() == sizeof(T)) std::memcpy(&seen[i], values[i].data(), sizeof(T));
-  }
-  return seen;
+  return Values<T>(slots);
 }
 
 template <typename T>
-std::vector<T> meet_warp(const T& value) {
+Values<T> meet_warp(const T& value) {
   Meeting& meeting = block()->warps[thread().warp];
   if (meeting.members != 32) fail("a warp operation with threads that have ended");
   return meet(meeting, thread().lane, value);
 }
 
 template <typename T>
-std::vector<T> meet_block(const T& value) {
+Values<T> meet_block(const T& value) {
   return meet(block()->all, thread().warp * 32 + thread().lane, value);
 }
 
@@ -143,11 +162,11 @@ inline void run_block(Block& b, int threads) {
   b.warps = std::vector<Meeting>(threads / 32);
   for (Meeting& warp : b.warps) {
     warp.members = 32;
-    for (auto& values : warp.values) values.resize(32);
+    for (auto& slots : warp.slots) slots.resize(32);
   }
   b.all = Meeting();
   b.all.members = threads;
-  for (auto& values : b.all.values) values.resize(threads);
+  for (auto& slots : b.all.slots) slots.resize(threads);
   for (int t = 0; t < threads; ++t) {
     Thread& one = b.threads[t];
     one.index = {static_cast<unsigned>(t), 0, 0};
@@ -160,10 +179,15 @@ inline void run_block(Block& b, int threads) {
     one.context.uc_link = nullptr;
     makecontext(&one.context, enter, 0);
   }
+  static std::mt19937 random(0);
+  std::vector<int> order(threads);
+  std::iota(order.begin(), order.end(), 0);
   for (int left = threads; left > 0;) {
     b.progress = false;
     left = 0;
-    for (Thread& one : b.threads) {
+    std::shuffle(order.begin(), order.end(), random);
+    for (const int t : order) {
+      Thread& one = b.threads[t];
       if (one.done) continue;
       b.running = &one;
       swapcontext(&b.scheduler, &one.context);
@@ -250,24 +274,15 @@ void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint3
   struct Operands {
     T a[4][2], b[2][2];
   } mine;
-  std::memcpy(mine.a, a, sizeof mine.a);
-  std::memcpy(mine.b[0], &b0, 4);
-  std::memcpy(mine.b[1], &b1, 4);
-  struct Bits {
-    char bytes[sizeof(Operands)];
-  } bits;
-  std::memcpy(bits.bytes, &mine, sizeof mine);
-  const auto all = emulator::meet_warp(bits);
-  const auto operands = [&](int lane) {
-    Operands one;
-    std::memcpy(&one, all[lane].bytes, sizeof one);
-    return one;
-  };
+  std::memcpy(static_cast<void*>(mine.a), a, sizeof mine.a);
+  std::memcpy(static_cast<void*>(mine.b[0]), &b0, 4);
+  std::memcpy(static_cast<void*>(mine.b[1]), &b1, 4);
+  const auto operands = emulator::meet_warp(mine);
   const int lane = emulator::thread().lane;
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
     for (int k = 0; k < 16; ++k) {
-      const Operands left = operands(row % 8 * 4 + k % 8 / 2), right = operands(column * 4 + k % 8 / 2);
+      const Operands left = operands[row % 8 * 4 + k % 8 / 2], right = operands[column * 4 + k % 8 / 2];
       c[i] += static_cast<float>(left.a[row / 8 + k / 8 * 2][k % 2]) * static_cast<float>(right.b[k / 8][k % 2]);
     }
   }
@@ -286,7 +301,10 @@ inline void __syncthreads() { edgeprune::emulator::meet_block(0); }
 
 inline int __syncthreads_or(int value) {
   const auto values = edgeprune::emulator::meet_block(value);
-  return std::any_of(values.begin(), values.end(), [](int one) { return one != 0; });
+  for (int place = 0; place < values.size(); ++place) {
+    if (values[place] != 0) return 1;
+  }
+  return 0;
 }
 
 inline unsigned __ballot_sync(unsigned, bool value) {
@@ -315,21 +333,24 @@ T __shfl_up_sync(unsigned, T value, int step) {
 
 template <typename T>
 T __reduce_add_sync(unsigned, T value) {
+  const auto values = edgeprune::emulator::meet_warp(value);
   T sum = 0;
-  for (const T one : edgeprune::emulator::meet_warp(value)) sum += one;
+  for (int lane = 0; lane < 32; ++lane) sum += values[lane];
   return sum;
 }
 
 template <typename T>
 T __reduce_max_sync(unsigned, T value) {
   const auto values = edgeprune::emulator::meet_warp(value);
-  return *std::max_element(values.begin(), values.end());
+  for (int lane = 0; lane < 32; ++lane) value = std::max(value, values[lane]);
+  return value;
 }
 
 template <typename T>
 T __reduce_min_sync(unsigned, T value) {
   const auto values = edgeprune::emulator::meet_warp(value);
-  return *std::min_element(values.begin(), values.end());
+  for (int lane = 0; lane < 32; ++lane) value = std::min(value, values[lane]);
+  return value;
 }
 
 inline int atomicAdd(int* counter, int value) {
@@ -352,3 +373,5 @@ inline unsigned __float_as_uint(float value) {
   return bits;
 }
 using std::isnan;
+using std::max;
+using std::min;
