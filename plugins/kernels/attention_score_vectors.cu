@@ -18,7 +18,7 @@ __device__ inline int lane_of(int lanes) { return static_cast<int>(threadIdx.x) 
 
 // Weighted sums of query rows: vectors[head, split, g, d] = Σ over a share of the rows of row_weight · q.
 template <typename T>
-__global__ __launch_bounds__(kThreads) void sum_rows(const __grid_constant__ AttentionArguments a, int columns) {
+__global__ __launch_bounds__(kThreads, 4) void sum_rows(const __grid_constant__ AttentionArguments a, int columns) {
   EDGEPRUNE_SHARED(shared);
   float* sums = reinterpret_cast<float*>(shared);
   const int64_t head = blockIdx.y;
@@ -51,7 +51,7 @@ struct KeyRow {
 
 // The products of 64 keys with up to `Vectors` vectors of their head.
 template <typename T, int Vectors>
-__global__ __launch_bounds__(kThreads) void multiply_keys(const __grid_constant__ AttentionArguments a,
+__global__ __launch_bounds__(kThreads, Vectors == 1 ? 4 : 1) void multiply_keys(const __grid_constant__ AttentionArguments a,
                                                           const __grid_constant__ KeyRow shape) {
   EDGEPRUNE_SHARED(shared);
   float* vectors = reinterpret_cast<float*>(shared);
@@ -80,8 +80,10 @@ __global__ __launch_bounds__(kThreads) void multiply_keys(const __grid_constant_
 
   const T* keys = static_cast<const T*>(a.key) + head * S * D;
   const int lane = lane_of(shape.lanes), per_round = kThreads / shape.lanes;
+  // One vector leaves registers for four keys under way at a time; eight do not.
+  constexpr int kUnrolled = Vectors == 1 ? 4 : 1;
   // All threads go through all rounds, because the sums over lanes need whole warps.
-#pragma unroll 4
+#pragma unroll kUnrolled
   for (int k = static_cast<int>(threadIdx.x) / shape.lanes; k < kKeysPerBlock + per_round - 1; k += per_round) {
     if (k - k % per_round >= kKeysPerBlock) break;
     const int j = first_key + k;
@@ -146,7 +148,7 @@ __global__ __launch_bounds__(kThreads) void multiply_keys(const __grid_constant_
 }
 
 // Few rows: probabilities, weighted and averaged over heads, for 64 keys. Four threads share a key's heads.
-__global__ __launch_bounds__(kThreads) void average_rows(const __grid_constant__ AttentionArguments a) {
+__global__ __launch_bounds__(kThreads, 4) void average_rows(const __grid_constant__ AttentionArguments a) {
   constexpr int kLanes = kThreads / kKeysPerBlock;
   EDGEPRUNE_SHARED(shared);
   float* sums = reinterpret_cast<float*>(shared);  // [kLanes][kKeysPerBlock]

@@ -53,7 +53,7 @@ __device__ void move_rows(const Part& part, const int64_t* keep_indices) {
   }
 }
 
-__global__ __launch_bounds__(kThreads) void gather_rows(const __grid_constant__ Parts parts) {
+__global__ __launch_bounds__(kThreads, 4) void gather_rows(const __grid_constant__ Parts parts) {
   int n = 0;
   while (n + 1 < parts.count && blockIdx.x >= parts.part[n + 1].first_block) ++n;
   const Part& part = parts.part[n];

@@ -11,6 +11,32 @@
 namespace edgeprune {
 namespace {
 
+// The rows of a thread as bits, one per slice: those that there are, and those that are droppable.
+template <int Items>
+__device__ uint32_t rows_inside(int rows) {
+  uint32_t inside = 0;
+#pragma unroll
+  for (int i = 0; i < Items; ++i) inside |= (row_of<Items>(i) < rows ? 1u : 0u) << i;
+  return inside;
+}
+
+template <int Items>
+__device__ uint32_t droppable_rows(int rows, const uint8_t* droppable) {
+  uint32_t open = 0;
+#pragma unroll
+  for (int i = 0; i < Items; ++i) {
+    const int row = row_of<Items>(i);
+    if (row < rows && droppable[row]) open |= 1u << i;
+  }
+  return open;
+}
+
+template <int Items>
+__device__ void read_keys(uint32_t (&key)[Items], uint32_t open, const float* scores) {
+#pragma unroll
+  for (int i = 0; i < Items; ++i) key[i] = open >> i & 1 ? order_key(scores[row_of<Items>(i)]) : 0;
+}
+
 template <int Items>
 __device__ int count_at_least(const uint32_t (&key)[Items], uint32_t least, int* counts, int& parity) {
   int count = 0;
@@ -21,27 +47,17 @@ __device__ int count_at_least(const uint32_t (&key)[Items], uint32_t least, int*
 }
 
 template <int Items>
-__global__ __launch_bounds__(kSelectThreads) void select_top_k(int rows, const float* scores,
+__global__ __launch_bounds__(kSelectThreads, 1) void select_top_k(int rows, const float* scores,
                                                                const int64_t* num_keep,
                                                                const uint8_t* droppable,
                                                                int64_t* keep_indices, int64_t* keep_count) {
   EDGEPRUNE_SHARED(shared);
   int* counts = reinterpret_cast<int*>(shared);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * rows;
-  uint32_t open = 0, keep = 0;  // one bit per slice: droppable, and kept
-#pragma unroll
-  for (int i = 0; i < Items; ++i) {
-    const int row = row_of<Items>(i);
-    if (row >= rows) continue;
-    if (droppable[first + row]) {
-      open |= 1u << i;
-    } else {
-      keep |= 1u << i;
-    }
-  }
+  const uint32_t open = droppable_rows<Items>(rows, droppable + first);
+  uint32_t keep = rows_inside<Items>(rows) & ~open;
   uint32_t key[Items];
-#pragma unroll
-  for (int i = 0; i < Items; ++i) key[i] = open >> i & 1 ? order_key(scores[first + row_of<Items>(i)]) : 0;
+  read_keys(key, open, scores + first);
   int parity = 0;
   const int candidates = count_at_least(key, 1u, counts, parity);
   const int64_t asked = num_keep[blockIdx.x];
@@ -103,7 +119,7 @@ __device__ int best_row(const uint32_t (&key)[Items], int* counts) {
 }
 
 template <int Items>
-__global__ __launch_bounds__(kSelectThreads) void select_by_threshold(int pairs, int rows,
+__global__ __launch_bounds__(kSelectThreads, 1) void select_by_threshold(int pairs, int rows,
                                                                       const float* scores,
                                                                       const float* thresholds,
                                                                       const uint8_t* droppable,
@@ -113,30 +129,27 @@ __global__ __launch_bounds__(kSelectThreads) void select_by_threshold(int pairs,
   int* counts = reinterpret_cast<int*>(shared);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * rows;
   const int64_t first_score = first * pairs;
-  uint32_t key[Items];  // of the first pair, for the survivor
-  uint32_t keep = 0;
-  bool any = false;
-#pragma unroll
-  for (int i = 0; i < Items; ++i) {
-    const int row = row_of<Items>(i);
-    const bool candidate = row < rows && droppable[first + row];
-    bool above = false;
-    key[i] = candidate ? order_key(scores[first_score + row]) : 0;
+  const uint32_t open = droppable_rows<Items>(rows, droppable + first);
+  uint32_t above = 0;
 #pragma unroll 1
-    for (int p = 0; candidate && p < pairs; ++p) {
-      const int64_t at = first_score + static_cast<int64_t>(p) * rows + row;
-      above = above || scores[at] > thresholds[at];
+  for (int p = 0; p < pairs; ++p) {
+    const int64_t first_of_pair = first_score + static_cast<int64_t>(p) * rows;
+#pragma unroll
+    for (int i = 0; i < Items; ++i) {
+      const int64_t at = first_of_pair + row_of<Items>(i);
+      if (open >> i & 1 && scores[at] > thresholds[at]) above |= 1u << i;
     }
-    if (row < rows && (!candidate || above)) keep |= 1u << i;
-    any = any || above;
   }
-  if (!__syncthreads_or(any)) {
+  if (!__syncthreads_or(above != 0)) {
+    uint32_t key[Items];
+    read_keys(key, open, scores + first_score);
     const int survivor = best_row(key, counts);
 #pragma unroll
     for (int i = 0; i < Items; ++i) {
-      if (row_of<Items>(i) == survivor) keep |= 1u << i;
+      if (row_of<Items>(i) == survivor) above |= 1u << i;
     }
   }
+  const uint32_t keep = above | (rows_inside<Items>(rows) & ~open);
   write_partition<Items>(keep, rows, keep_indices + first, keep_count + blockIdx.x, counts);
 }
 

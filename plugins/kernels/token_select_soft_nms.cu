@@ -85,7 +85,7 @@ struct Likeness {
 // One block per row. The order of a list is that of arrival and may differ from run to run: every entry concerns
 // another row, so nothing depends on it.
 template <typename T>
-__global__ __launch_bounds__(kListThreads) void list_neighbours(Likeness<T> all, int* num_neighbours,
+__global__ __launch_bounds__(kListThreads, 4) void list_neighbours(Likeness<T> all, int* num_neighbours,
                                                                 Neighbour* neighbours) {
   EDGEPRUNE_SHARED(shared);
   int* found = reinterpret_cast<int*>(shared);
@@ -149,7 +149,7 @@ __device__ int best_open_row(const float* score, int rows, uint32_t* bests) {
 }
 
 template <typename T>
-__global__ __launch_bounds__(kSelectThreads) void choose_greedily(Likeness<T> all, const float* scores,
+__global__ __launch_bounds__(kSelectThreads, 1) void choose_greedily(Likeness<T> all, const float* scores,
                                                                   const int64_t* num_keep,
                                                                   const int* num_neighbours,
                                                                   const Neighbour* neighbours,
