@@ -17,9 +17,10 @@ from torch import Tensor
 
 from edgeprune.plugins.kernel_library import KernelLibrary
 
-# Of a score, and of the largest score. Sums of products in float32, exp2 to two units in the last place, exponents of
-# size 10: a few 1e-6. A wrong mask, tile or weight is off by the size of a score.
-RELATIVE, OF_LARGEST = 1e-4, 1e-5
+# Of a score, and of the largest score. Tensor cores cut off what is below the last bit of a sum, so that a logit of
+# size 100 may be off by 1e-4, which is then the relative error of its probability; without sharp logits it is a few
+# 1e-6. A wrong mask, tile or weight is off by the size of a score.
+RELATIVE, OF_LARGEST = 5e-4, 1e-5
 
 ATTENTION_CASES = {
     # Few rows: one vector per key head, several, numbers read one by one, more keys than one run of 64.

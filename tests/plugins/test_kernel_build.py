@@ -4,7 +4,6 @@ import ctypes
 import os
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import torch
 from edgeprune.errors import BackendError
 from edgeprune.plugins import build
 from edgeprune.plugins.kernel_library import KernelError, KernelLibrary
+from edgeprune.plugins.resources import KernelResources, read_resources, table
 
 KERNELS = build.SOURCES / "kernels"
 COMPILE_KERNEL = build.SOURCES / "cmake" / "compile_kernel.cmake"
@@ -30,21 +30,34 @@ __global__ __launch_bounds__(1024) void keeps_too_much(float* data, int rounds) 
 """
 
 
-def resources(folder: Path, name: str) -> dict[tuple[str, str], str]:
-    """ptxas' line of spills by (kernel, architecture)."""
-    report = (folder / f"{name}.ptxas.txt").read_text(encoding="utf-8")
-    pattern = r"Compiling entry function '(\w+)' for '(sm_\d+)'\n.*\n\s*(.*spill loads)"
-    return {(kernel, sm): spills for kernel, sm, spills in re.findall(pattern, report)}
-
-
 @pytest.mark.parametrize("source", sorted(path.stem for path in KERNELS.glob("*.cu")))
 def test_every_kernel_is_compiled_for_every_architecture_without_spills(native_libraries, source):
-    found = resources(native_libraries.folder, source)
-    kernels = {kernel for kernel, _ in found}
-    assert kernels
-    assert set(found) == {(kernel, f"sm_{number}") for kernel in kernels for number in build.ARCHITECTURES}
-    for compiled, spills in found.items():
-        assert spills == "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", compiled
+    found = read_resources(native_libraries.folder / f"{source}.ptxas.txt")
+    kernels = {one.kernel for one in found}
+    written = set(
+        re.findall(r"__global__.*?void (\w+)\(", (KERNELS / f"{source}.cu").read_text("utf-8"), re.DOTALL)
+    )
+    assert {kernel.partition("<")[0] for kernel in kernels} == written
+    compiled = sorted((one.kernel, one.architecture) for one in found)
+    assert compiled == sorted((kernel, number) for kernel in kernels for number in build.ARCHITECTURES)
+    for one in found:
+        assert (one.stack_bytes, one.spill_bytes) == (0, 0), one
+        assert 0 < one.registers <= 255
+
+
+def test_a_report_is_read(tmp_path):
+    symbol = "_ZN9edgeprune12_GLOBAL__N_113multiply_keysI6__halfLi8EEEvi"
+    (tmp_path / "some.ptxas.txt").write_text(
+        f"ptxas info    : Compiling entry function '{symbol}' for 'sm_87'\n"
+        "ptxas info    : Function properties for it\n"
+        "    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n"
+        "ptxas info    : Used 40 registers, used 1 barriers\n",
+        encoding="utf-8",
+    )
+    assert read_resources(tmp_path / "some.ptxas.txt") == [
+        KernelResources("multiply_keys<float16, 8>", 87, registers=40, stack_bytes=8, spill_bytes=16)
+    ]
+    assert list(table(tmp_path))[-1] == "| some | `multiply_keys<float16, 8>` | 40 |"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +85,7 @@ def test_what_must_not_compile_does_not(tmp_path, source, message):
 def test_kernels_and_references_have_the_same_functions(native_libraries):
     headers = "".join(path.read_text(encoding="utf-8") for path in KERNELS.glob("*.h"))
     functions = re.findall(r"^EDGEPRUNE_API \w+ (edgeprune_\w+)\(", headers, re.MULTILINE)
-    assert len(functions) == 7
+    assert len(functions) == 8
     for path in (native_libraries.kernels, native_libraries.reference):
         library = ctypes.CDLL(str(path))
         for function in functions:
