@@ -1,4 +1,5 @@
-# Everything is made in .venv/ and out/. A Python from 3.10 to 3.12, make and a C++17 compiler must be there.
+# Everything is made in .venv/ and out/. A Python from 3.10 to 3.12 and make must be there, for the tests and the
+# kernels also a C++17 compiler.
 
 PYTHON ?= python3
 VENV   := .venv

@@ -81,7 +81,7 @@ __global__ __launch_bounds__(kThreads, Vectors == 1 ? 4 : 1) void multiply_keys(
   const T* keys = static_cast<const T*>(a.key) + head * S * D;
   const int lane = lane_of(shape.lanes), per_round = kThreads / shape.lanes;
   // One vector leaves registers for four keys under way at a time; eight do not.
-  constexpr int kUnrolled = Vectors == 1 ? 4 : 1;
+  [[maybe_unused]] constexpr int kUnrolled = Vectors == 1 ? 4 : 1;
   // All threads go through all rounds, because the sums over lanes need whole warps.
 #pragma unroll kUnrolled
   for (int k = static_cast<int>(threadIdx.x) / shape.lanes; k < kKeysPerBlock + per_round - 1; k += per_round) {
