@@ -1,4 +1,4 @@
-"""The native libraries, built once; an xdist worker that builds them runs all tests of this folder."""
+"""The native libraries, built once. All tests of this folder belong to one xdist group: one worker builds them."""
 
 import subprocess
 from pathlib import Path
@@ -10,12 +10,6 @@ from edgeprune.plugins.kernel_library import KernelLibrary
 
 FOLDER = Path(__file__).parent
 OUTPUT = FOLDER.parents[1] / "out" / "plugins"
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if FOLDER in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("plugins"))
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,11 @@ ATTENTION_CASES = {
     "wide and odd": AttentionCase(H=1, Hkv=1, Q=33, R=33, S=33, D=133),
     "narrow and odd": AttentionCase(H=1, Hkv=1, Q=33, R=33, S=70, D=7),
     "sharp": AttentionCase(H=2, Hkv=2, Q=40, R=40, S=70, D=64, spread=4.0),
+    # Blocks that go through several tiles: sizes beyond the number of splits, with one and with two stages.
+    "many keys": AttentionCase(H=1, Hkv=1, Q=20, R=20, S=1600, D=16),
+    "many rows": AttentionCase(H=8, Hkv=1, Q=320, R=320, S=330, D=16),
+    "many keys, widest heads": AttentionCase(H=1, Hkv=1, Q=10, R=10, S=600, D=256),
+    "many rows, widest heads": AttentionCase(H=8, Hkv=1, Q=280, R=280, S=40, D=256, causal=False),
     # Logits: rows are summed up first.
     "logits": AttentionCase(B=2, H=4, Hkv=2, Q=100, R=100, S=130, D=80, G=9, mode="logits"),
     "logits, one weighting": AttentionCase(

@@ -10,6 +10,9 @@ from kernel_inputs import DTYPES, AttentionCase, attention_in_float64
 from edgeprune.operators.attention_score import attention_score
 from edgeprune.plugins.kernel_library import KernelError
 
+# One worker builds the libraries and runs all tests of them.
+pytestmark = pytest.mark.xdist_group("plugins")
+
 # The torch reference sums in float32 and in another order; scores are averages of numbers up to 1.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 

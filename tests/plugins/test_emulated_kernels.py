@@ -10,6 +10,9 @@ from kernel_inputs import attention_in_float64 as exact_attention
 
 from edgeprune.plugins.kernel_library import KernelError
 
+# One worker builds the libraries and runs all tests of them.
+pytestmark = pytest.mark.xdist_group("plugins")
+
 # One slice of 32 rows per warp, four, sixteen; and sizes round their ends.
 ROWS = (0, 1, 31, 33, 640, 1024, 1025, 4096, 4500)
 

@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from edgeprune.operators.token_gather import token_gather
 from edgeprune.plugins.kernel_library import KernelError
 
+# One worker builds the libraries and runs all tests of them.
+pytestmark = pytest.mark.xdist_group("plugins")
+
 GATHERED_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.int64, torch.bool]
 
 

@@ -14,6 +14,9 @@ from kernel_inputs import (
 from edgeprune.operators.token_select import select_by_soft_nms, select_by_threshold, select_top_k
 from edgeprune.plugins.kernel_library import KernelError
 
+# One worker builds the libraries and runs all tests of them.
+pytestmark = pytest.mark.xdist_group("plugins")
+
 SEEDS = st.integers(0, 2**32 - 1)
 
 

@@ -2,9 +2,9 @@
 //
 // Every thread of a block is a coroutine that runs until it meets a barrier or a warp operation, and goes on when all
 // that must take part have come. It shows what can be shown without a GPU: indices, tiles, masks, ranks, barriers that
-// not all threads reach, reads of shared memory before the copy into it was waited for (a copy happens no sooner than
-// it is waited for), writes behind the end of shared memory. Threads go on in another random order after every meeting,
-// so that a missing barrier changes results. It shows neither every race nor anything about speed.
+// are missing (a warp, chosen at random, runs as far ahead as it can) or that not all threads reach, copies that are not
+// waited for or overwrite what is still read (each happens at once or at the last moment), writes behind the end of
+// shared memory. It shows neither every race nor anything about speed.
 #pragma once
 
 #include <ucontext.h>
@@ -76,6 +76,14 @@ struct Copy {
   bool valid;
 };
 
+inline void carry_out(const Copy& copy) {
+  if (copy.valid) {
+    std::memcpy(copy.target, copy.source, 16);
+  } else {
+    std::memset(copy.target, 0, 16);
+  }
+}
+
 struct Thread {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -102,6 +110,11 @@ struct Block {
 inline Block*& block() {
   static Block* current = nullptr;
   return current;
+}
+
+inline std::mt19937& random_numbers() {
+  static std::mt19937 numbers(0);
+  return numbers;
 }
 
 inline Thread& thread() { return *block()->running; }
@@ -179,21 +192,29 @@ inline void run_block(Block& b, int threads) {
     one.context.uc_link = nullptr;
     makecontext(&one.context, enter, 0);
   }
-  static std::mt19937 random(0);
-  std::vector<int> order(threads);
-  std::iota(order.begin(), order.end(), 0);
-  for (int left = threads; left > 0;) {
-    b.progress = false;
-    left = 0;
-    std::shuffle(order.begin(), order.end(), random);
-    for (const int t : order) {
-      Thread& one = b.threads[t];
-      if (one.done) continue;
-      b.running = &one;
-      swapcontext(&b.scheduler, &one.context);
-      left += !one.done;
+  // A warp runs as far ahead of the others as barriers let it: that is where a missing barrier shows.
+  std::vector<int> warps(threads / 32), lanes(32);
+  std::iota(warps.begin(), warps.end(), 0);
+  std::iota(lanes.begin(), lanes.end(), 0);
+  for (bool moved = true; moved;) {
+    moved = false;
+    std::shuffle(warps.begin(), warps.end(), random_numbers());
+    for (const int warp : warps) {
+      do {
+        b.progress = false;
+        std::shuffle(lanes.begin(), lanes.end(), random_numbers());
+        for (const int lane : lanes) {
+          Thread& one = b.threads[warp * 32 + lane];
+          if (one.done) continue;
+          b.running = &one;
+          swapcontext(&b.scheduler, &one.context);
+        }
+        moved = moved || b.progress;
+      } while (b.progress);
     }
-    if (left > 0 && !b.progress) fail("threads wait for each other: not all reach the same barrier");
+  }
+  for (const Thread& one : b.threads) {
+    if (!one.done) fail("threads wait for each other: not all reach the same barrier");
   }
   for (Thread& one : b.threads) {
     for (const auto& group : one.copies) {
@@ -238,7 +259,10 @@ inline void copy_async(void* target, const void* source, bool valid) {
   if (reinterpret_cast<uintptr_t>(target) % 16 != 0 || (valid && reinterpret_cast<uintptr_t>(source) % 16 != 0)) {
     emulator::fail("an asynchronous copy that is not aligned to 16 bytes");
   }
-  emulator::thread().uncommitted.push_back({target, source, valid});
+  // It may happen at any time until it is waited for: here at once, or at the last moment.
+  const emulator::Copy copy = {target, source, valid};
+  if (emulator::random_numbers()() % 2 == 0) emulator::carry_out(copy);
+  else emulator::thread().uncommitted.push_back(copy);
 }
 
 inline void copy_async_commit() {
@@ -250,13 +274,7 @@ template <int Pending>
 void copy_async_wait() {
   auto& groups = emulator::thread().copies;
   for (; groups.size() > Pending; groups.pop_front()) {
-    for (const emulator::Copy& copy : groups.front()) {
-      if (copy.valid) {
-        std::memcpy(copy.target, copy.source, 16);
-      } else {
-        std::memset(copy.target, 0, 16);
-      }
-    }
+    for (const emulator::Copy& copy : groups.front()) emulator::carry_out(copy);
   }
 }
 
