@@ -174,7 +174,7 @@ __global__ __launch_bounds__(kSelectThreads, 1) void choose_greedily(Likeness<T>
     __syncthreads();  // the scores are lowered, and the bests of the step before are read
     const int chosen = best_open_row(score, rows, reinterpret_cast<uint32_t*>(counts));
     const int listed = num_neighbours[first + chosen];
-    __syncthreads();  // all have found the same row
+    // All have read the scores by now: best_open_row has a barrier behind its reads.
     if (threadIdx.x == 0) score[chosen] = kGone;
     if (listed <= kNeighbours) {
       if (static_cast<int>(threadIdx.x) < listed) {
