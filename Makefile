@@ -1,4 +1,5 @@
-# Everything is made in .venv/ and out/. A Python from 3.10 to 3.12 and make are all that must be there.
+# Everything is made in .venv/ and out/. A Python from 3.10 to 3.12 and make must be there, for the tests and the
+# kernels also a C++17 compiler.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -12,10 +13,10 @@ DEMO    := out/shapes-atp
 # Two processes for the tests, one thread each: they are many small computations.
 TEST_PROCESSES ?= 2
 
-.PHONY: help demo test lint types format unit clean
+.PHONY: help demo test lint types format unit kernels test-gpu clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## Export the example checkpoint, ask it about a picture, draw the kept tokens
 	@mkdir -p out
@@ -35,6 +36,12 @@ types: $(STAMP) ## mypy, strict
 
 unit: $(STAMP) ## The tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup
+
+kernels: $(STAMP) ## Build the CUDA kernels and their references into out/plugins
+	$(BIN)/python -m edgeprune.plugins.build
+
+test-gpu: $(STAMP) ## Run the kernels on an NVIDIA GPU; without one, say so
+	$(BIN)/python tests/plugins/run_on_gpu.py
 
 format: $(STAMP) ## Rewrite the code in the house format
 	$(BIN)/ruff check --fix .

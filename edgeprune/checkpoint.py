@@ -13,6 +13,7 @@ from edgeprune.errors import CheckpointError, PruningError
 from edgeprune.models.clip import ClipTextConfig, ClipTextTower, ClipVisionTower
 from edgeprune.models.config_fields import read_field
 from edgeprune.models.families import FAMILIES
+from edgeprune.models.llava_layout import refuse_parts, saved_by_llava, to_huggingface, with_tower
 from edgeprune.models.vision_language import VisionLanguageModel
 from edgeprune.prune.ivtp import Ivtp
 from edgeprune.prune.ivtp_guide import IvtpGuide
@@ -38,7 +39,8 @@ def load_checkpoint(
     Args:
         path: Folder of a Hugging Face checkpoint; with ``pruning.json`` (and ``pruning.safetensors``) it is pruned.
         methods: The pruning to use instead of ``pruning.json``; empty = unpruned.
-        clip: Folder of the CLIP checkpoint that the vision tower comes from; needed by IVTP's guided form.
+        clip: Folder of the CLIP checkpoint that the vision tower comes from; needed by IVTP's guided form, and by
+            checkpoints that LLaVA's own code has saved without their tower.
         dtype: Type of the weights in memory; None keeps the file's, memory-mapped.
         fused_rotary: Whether the rotary embedding is traced as one ONNX operator (opset 23).
 
@@ -47,7 +49,7 @@ def load_checkpoint(
         PruningError: The pruning is unknown or does not fit the model.
     """
     folder = Path(path)
-    config = read_config(folder)
+    config = read_config(folder, clip)
     model_type = str(config.get("model_type"))
     family = FAMILIES[model_type]
     with torch.device("meta"):
@@ -55,12 +57,16 @@ def load_checkpoint(
     tensors = {
         family.canonical_name(name): tensor for name, tensor in open_weights(weight_files(folder)).items()
     }
-    if model.config.decoder.tie_word_embeddings:
-        tensors.setdefault(
-            "lm_head.weight", tensors.get("language_model.embed_tokens.weight", torch.empty(0))
-        )
+    if saved_by_llava(config):
+        tensors = with_tower(tensors, config, folder, None if clip is None else Path(clip))
+    embedding = tensors.get("language_model.embed_tokens.weight", torch.empty(0))
+    tied = model.config.decoder.tie_word_embeddings
+    if tied:
+        head = tensors.setdefault("lm_head.weight", embedding)
+        # A config may leave out that a checkpoint has a head of its own; the weights are right, as in transformers.
+        tied = head is embedding or torch.equal(head, embedding)
     assign_weights(model, tensors, dtype, f"the checkpoint {folder}")
-    if model.config.decoder.tie_word_embeddings:
+    if tied:
         model.lm_head.weight = model.language_model.embed_tokens.weight
     model.eval()
     plan = PruningPlan(read_methods(folder) if methods is None else tuple(methods), model.config.geometry)
@@ -69,8 +75,12 @@ def load_checkpoint(
     return PrunedModel(model, plan, weights, parts, fused_rotary=fused_rotary)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check ``config.json``.
+def read_config(folder: Path, clip: str | Path | None = None) -> dict[str, Any]:
+    """Read and check ``config.json``; one that LLaVA's own code has saved is turned into transformers' form.
+
+    Args:
+        folder: The checkpoint.
+        clip: Folder of the CLIP checkpoint that the vision tower comes from, if it is known.
 
     Raises:
         CheckpointError: Not a checkpoint, or of an unknown family.
@@ -80,6 +90,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: is it a Hugging Face checkpoint?")
     config = read_json(folder / "config.json")
+    refuse_parts(folder, config)
+    if saved_by_llava(config):
+        return to_huggingface(config, folder, None if clip is None else Path(clip))
     if str(config.get("model_type")) not in FAMILIES:
         raise CheckpointError(
             f"{folder}: the family '{config.get('model_type')}' is unknown, known: {', '.join(FAMILIES)}"

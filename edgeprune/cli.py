@@ -60,7 +60,9 @@ def main(debug: bool) -> None:
     help="A parameter of the method, as JSON; METHOD.NAME=VALUE with several methods.",
 )
 @click.option(
-    "--clip", type=click.Path(path_type=Path), help="CLIP checkpoint of the vision tower, for ivtp."
+    "--clip",
+    type=click.Path(path_type=Path),
+    help="CLIP checkpoint of the vision tower, for ivtp and LLaVA's own layout.",
 )
 @click.option("--dtype", default="float32", show_default=True, help="float32 or float16.")
 @click.option("--opset", default=23, show_default=True, help="ONNX opset, 20 to 23.")
@@ -195,7 +197,9 @@ def run(
     "--checkpoint", type=click.Path(path_type=Path), help="Compare with the checkpoint it came from."
 )
 @click.option(
-    "--clip", type=click.Path(path_type=Path), help="CLIP checkpoint of the vision tower, for ivtp."
+    "--clip",
+    type=click.Path(path_type=Path),
+    help="CLIP checkpoint of the vision tower, for ivtp and LLaVA's own layout.",
 )
 @click.option(
     "--method", multiple=True, metavar="FILE.py:CLASS", help="A method of your own that the bundle uses."

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from edgeprune.errors import PruningError
-from edgeprune.models.clip import ClipVisionTower, FeaturePruner, VisionPruner
+from edgeprune.models.clip import ClipVisionTower, FeaturePruner
 from edgeprune.models.llama import Cut, LlamaDecoder, check_cuts
+from edgeprune.models.vision_pruning import VisionPruner
 from edgeprune.prune.method import (
     DecoderSite,
     ModelGeometry,

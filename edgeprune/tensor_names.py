@@ -5,7 +5,12 @@ S = rows of the sequence now, P = cached rows, K = kept rows, M = pictures, T = 
 N = visual tokens, R = probe rows, A = position ids of a row: 1, or 3 with M-RoPE.
 """
 
-PIXEL_VALUES = "pixel_values"  # [T, 3, height, width], tiles
+PIXEL_VALUES = "pixel_values"  # [T, 3, height, width], tiles; or [patches, values]
+PATCH_POSITIONS = "patch_positions"  # [patches, 2] int64: row and column of a patch in its picture
+PICTURE_ROWS = "picture_rows"  # [M, longest] int64: the patches of each picture, -1 behind the last
+WINDOW_ROWS = (
+    "window_rows"  # [windows, longest] int64: the patches of each attention window, -1 behind the last
+)
 PATCH_FEATURES = "patch_features"  # [T·K, F] behind the vision tower, tile after tile
 PATCH_SLOTS = "patch_slots"  # [T·K] int64: tile index · tokens per tile + row-major index
 PATCH_COUNTS = (

@@ -34,7 +34,7 @@ def verify(
     Args:
         bundle: The folder.
         checkpoint: The checkpoint that it was exported from.
-        clip: The CLIP checkpoint, if the pruning needs it.
+        clip: The CLIP checkpoint, if the pruning needs it, or the checkpoint lacks its vision tower.
 
     Raises:
         BundleError: A file is missing or changed, or the checkpoint is another one.

@@ -15,6 +15,7 @@ from edgeprune.bundle import Bundle, file_entry, sha256_of, writing
 from edgeprune.checkpoint import PRUNING_FILE, PRUNING_WEIGHTS_FILE, load_checkpoint, read_config
 from edgeprune.checkpoint_weights import weight_files
 from edgeprune.errors import CheckpointError, ParityError, PromptError, PruningError
+from edgeprune.export import llava_layout
 from edgeprune.export.check_pictures import check_pictures
 from edgeprune.export.external_data import WeightStore
 from edgeprune.export.parity import Prompt, StageCase, check_graph, record_cases
@@ -38,6 +39,7 @@ from edgeprune.manifest import (
     manifest_to_json,
 )
 from edgeprune.models.llama import blocks_between
+from edgeprune.models.llava_layout import saved_by_llava
 from edgeprune.prune.method import PruningMethod
 from edgeprune.prune.registry import methods_to_json
 from edgeprune.pruned_model import PrunedModel
@@ -88,7 +90,8 @@ def export(
         checkpoint: Folder of a Hugging Face checkpoint, with its pruning files if it was trained with pruning.
         output: Folder of the bundle; an older bundle there is replaced when the new one is whole.
         methods: The pruning to use instead of the checkpoint's; empty = unpruned.
-        clip: Folder of the CLIP checkpoint that the vision tower comes from, for IVTP.
+        clip: Folder of the CLIP checkpoint that the vision tower comes from, for IVTP, and for checkpoints that
+            LLaVA's own code has saved without their tower.
         dtype: Type of the weights in the bundle, "float32" or "float16".
         opset: ONNX opset, 20 … 23. 23 has fused attention; TensorRT below 10.14 reads up to 20.
         images: Pictures to compare the graphs with the reference on; drawn ones by default.
@@ -105,15 +108,21 @@ def export(
     if opset not in OPSETS:
         raise CheckpointError(f"opset {opset} is out of range, allowed: {OPSETS[0]} … {OPSETS[-1]}")
     folder, report = Path(checkpoint), progress or SilentProgress()
-    config = read_config(folder)
-    preprocessing = picture_preprocessing_from_checkpoint(folder, str(config["model_type"]))
-    prompt_format = prompt_format_from_checkpoint(folder, config)
+    config = read_config(folder, clip)
+    if saved_by_llava(config):
+        preprocessing = llava_layout.preprocessing_of(folder, config, None if clip is None else Path(clip))
+        tokenizer_json = llava_layout.tokenizer_json_of(folder, config)
+        prompt_format = prompt_format_from_checkpoint(folder, config, tokenizer_json)
+    else:
+        preprocessing = picture_preprocessing_from_checkpoint(folder, str(config["model_type"]))
+        prompt_format = prompt_format_from_checkpoint(folder, config)
+        tokenizer_json = tokenizer_json_from_checkpoint(folder)
     model = load_checkpoint(
         folder, methods=methods, clip=clip, dtype=DTYPES[dtype], fused_rotary=opset >= FUSED_OPSET
     )
     with writing(output) as partial:
         tokenizer = partial / TOKENIZER_FILE
-        tokenizer.write_text(tokenizer_json_from_checkpoint(folder), encoding="utf-8")
+        tokenizer.write_text(tokenizer_json, encoding="utf-8")
         probe = _probe_entry(model, clip, partial)
         prompts = check_prompts(model, preprocessing, prompt_format, partial, probe, images)
         cases = record_cases(model, prompts)
@@ -153,6 +162,10 @@ def check_prompts(
     """The prompts that graphs are compared on: one picture, two pictures, none; those that fit the context."""
     encoder = PromptEncoder(prompt_format, folder / TOKENIZER_FILE)
     pictures = (list(images) + check_pictures(2))[:2] if len(images) < 2 else list(images[:2])
+    if not model.plan.geometry.fixed_tiles and pictures[0].size == pictures[1].size:
+        # Pictures keep their size: graphs are to be seen with two that differ.
+        width, height = pictures[1].size
+        pictures[1] = pictures[1].crop((0, 0, max(1, width // 2), height))
     guide = None
     if probe is not None and probe.guided:
         guide = GuideEncoder(folder / GUIDE_TOKENIZER_FILE, probe.guide_context_length)

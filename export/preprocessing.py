@@ -1,54 +1,21 @@
 """The image processor settings of a Hugging Face checkpoint, as data for the bundle."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from edgeprune.errors import BundleError, CheckpointError
+from edgeprune.export.anyres_settings import anyres_preprocessing_from_checkpoint
+from edgeprune.export.crop_settings import llava_preprocessing_from_checkpoint
+from edgeprune.export.patch_settings import patch_preprocessing_from_checkpoint
+from edgeprune.export.tile_settings import tile_preprocessing_from_checkpoint
 from edgeprune.runtimes.pictures import PicturePreprocessing
-from edgeprune.runtimes.preprocessing import RESAMPLING, ImagePreprocessing
 
-_CLIP_CLASSES = (
-    "CLIPImageProcessor",
-    "CLIPImageProcessorFast",
-    "CLIPImageProcessorPil",
-    "CLIPFeatureExtractor",
-)
-
-# What CLIPImageProcessor assumes for the keys that a checkpoint leaves out.
-_CLIP_DEFAULTS: dict[str, Any] = {
-    "do_convert_rgb": True,
-    "do_resize": True,
-    "size": {"shortest_edge": 224},
-    "resample": 3,
-    "do_center_crop": True,
-    "crop_size": {"height": 224, "width": 224},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
+_READERS: dict[str, Callable[[Path], PicturePreprocessing]] = {
+    "llava": llava_preprocessing_from_checkpoint,
+    "llava_next": anyres_preprocessing_from_checkpoint,
+    "internvl": tile_preprocessing_from_checkpoint,
+    "qwen2_vl": patch_preprocessing_from_checkpoint,
+    "qwen2_5_vl": patch_preprocessing_from_checkpoint,
 }
-
-# Keys that say nothing about the pixels.
-_INERT = {
-    "image_processor_type",
-    "feature_extractor_type",
-    "processor_class",
-    "_processor_class",
-    "_valid_processor_keys",
-    "data_format",
-    "default_to_square",
-    "device",
-    "disable_grouping",
-    "image_seq_length",
-    "input_data_format",
-    "return_tensors",
-}
-
-# Pillow's numbers, which checkpoints use.
-_RESAMPLE_NAMES = {int(filter_): name for name, filter_ in RESAMPLING.items()}
 
 
 def picture_preprocessing_from_checkpoint(path: Path, model_type: str) -> PicturePreprocessing:
@@ -62,92 +29,3 @@ def picture_preprocessing_from_checkpoint(path: Path, model_type: str) -> Pictur
         CheckpointError: There are no settings, they are for another processor, or an option is not supported.
     """
     return _READERS[model_type](path)
-
-
-def image_preprocessing_from_checkpoint(path: Path) -> ImagePreprocessing:
-    """Read processor_config.json or preprocessor_config.json of a LLaVA checkpoint.
-
-    The pixels will be those of the Pillow backend; transformers' torchvision backend ("Fast") resamples
-    slightly differently.
-
-    Raises:
-        CheckpointError: There are no settings, they are for another processor, or an option is not supported.
-    """
-    source, settings = _read_settings(path)
-    class_name = settings.get("image_processor_type") or settings.get("feature_extractor_type")
-    if class_name not in _CLIP_CLASSES:
-        raise CheckpointError(
-            f"{source} asks for the image processor {class_name}, which is not supported: "
-            f"use one of {', '.join(_CLIP_CLASSES)}"
-        )
-    for key, value in settings.items():
-        if key not in _CLIP_DEFAULTS and key not in _INERT and value not in (None, False):
-            raise CheckpointError(
-                f"{source} sets {key} to {value!r}, which is not supported: "
-                "remove it if the model works without it"
-            )
-    given = {key: value for key, value in settings.items() if value is not None}
-    return _from_clip_settings(source, {**_CLIP_DEFAULTS, **given})
-
-
-def _from_clip_settings(source: Path, settings: dict[str, Any]) -> ImagePreprocessing:
-    if not settings["do_resize"]:
-        raise CheckpointError(f"{source} sets do_resize to false: set it to true, pictures have any size")
-    size = settings["size"] if isinstance(settings["size"], dict) else {"shortest_edge": settings["size"]}
-    crop = settings["crop_size"]
-    crop = crop if isinstance(crop, dict) else {"height": crop, "width": crop}
-    size = {key: value for key, value in size.items() if value is not None}
-    if set(size) not in ({"shortest_edge"}, {"height", "width"}):
-        raise CheckpointError(
-            f"{source} has size {size}: only shortest_edge, or height and width, are supported"
-        )
-    resample = _RESAMPLE_NAMES.get(settings["resample"])
-    if resample is None:
-        raise CheckpointError(f"{source} has resample {settings['resample']!r}: use one of {_RESAMPLE_NAMES}")
-    try:
-        return ImagePreprocessing(
-            shortest_edge=size.get("shortest_edge"),
-            resize_to=(size["height"], size["width"]) if "height" in size else None,
-            resample=resample,
-            center_crop=(crop["height"], crop["width"]) if settings["do_center_crop"] else None,
-            rescale_factor=settings["rescale_factor"] if settings["do_rescale"] else 1.0,
-            mean=_per_channel(settings["image_mean"]) if settings["do_normalize"] else (0.0, 0.0, 0.0),
-            std=_per_channel(settings["image_std"]) if settings["do_normalize"] else (1.0, 1.0, 1.0),
-            convert_rgb=settings["do_convert_rgb"],
-        )
-    except (BundleError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source} does not describe a usable preprocessing: {error}") from error
-
-
-_READERS: dict[str, Callable[[Path], PicturePreprocessing]] = {
-    "llava": image_preprocessing_from_checkpoint,
-}
-
-
-def _per_channel(value: float | list[float]) -> Any:
-    return tuple(value) if isinstance(value, list) else (value,) * 3
-
-
-def _read_settings(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The settings and the file they come from; nested ones win, as in transformers."""
-    nested, flat = path / "processor_config.json", path / "preprocessor_config.json"
-    if nested.is_file() and isinstance(settings := _read_object(nested).get("image_processor"), dict):
-        return nested, settings
-    if flat.is_file():
-        return flat, _read_object(flat)
-    raise CheckpointError(
-        f"{path} has no preprocessor_config.json and no image_processor in processor_config.json: "
-        "save the checkpoint's processor there with save_pretrained"
-    )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as JSON ({error}): download the checkpoint again"
-        ) from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not a JSON object: download the checkpoint again")
-    return data

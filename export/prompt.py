@@ -8,13 +8,15 @@ from tokenizers import Tokenizer
 
 from edgeprune.errors import BundleError, CheckpointError
 from edgeprune.extras import require
+from edgeprune.models.llava_layout import saved_by_llava
 from edgeprune.runtimes.prompt import PromptFormat
 
 # The tokens that chat templates may use by name, besides those that a tokenizer names itself.
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
-# What Hugging Face's LlamaConfig assumes where config.json leaves it out.
-_LLAMA_CONTEXT_LENGTH = 2048
+# What Hugging Face's configurations assume where config.json leaves it out, by the decoder's model_type.
+_CONTEXT_LENGTHS = {"llama": 2048, "qwen2": 32768, "qwen2_vl_text": 32768, "qwen2_5_vl_text": 32768}
+_IMAGE_TOKEN_IDS = {"qwen2_vl": 151655, "qwen2_5_vl": 151655}
 
 _VICUNA_TEMPLATE = """\
 {%- for message in messages -%}
@@ -26,20 +28,30 @@ _VICUNA_TEMPLATE = """\
 """
 
 
-def prompt_format_from_checkpoint(path: Path, config: dict[str, Any]) -> PromptFormat:
+# What LLaVA's own code puts before the first turn (conversation "vicuna_v1").
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. "
+)
+
+
+def prompt_format_from_checkpoint(
+    path: Path, config: dict[str, Any], tokenizer_json: str | None = None
+) -> PromptFormat:
     r"""Read the tokenizer's and the template's settings.
 
     A checkpoint of model_type "llava" without a chat template gets the one of LLaVA-1.5 on Vicuna:
-    ``USER: <image>\n… ASSISTANT:``.
+    ``USER: <image>\n… ASSISTANT:``; one that LLaVA's own code has saved, with that code's system prompt before it.
 
     Args:
         path: The checkpoint's folder.
         config: Its config.json.
+        tokenizer_json: The tokenizer; None = the checkpoint's tokenizer.json.
 
     Raises:
         CheckpointError: A file is missing or damaged, or the files contradict each other.
     """
-    tokenizer = _read_tokenizer(path)
+    tokenizer = _read_tokenizer(path) if tokenizer_json is None else Tokenizer.from_str(tokenizer_json)
     settings = {
         **_read_object(path / "special_tokens_map.json"),
         **_read_object(path / "tokenizer_config.json"),
@@ -48,6 +60,7 @@ def prompt_format_from_checkpoint(path: Path, config: dict[str, Any]) -> PromptF
     _check_added_tokens(path, tokenizer, settings, special_tokens)
     image_token, image_token_id = _image_token(path, config, tokenizer, special_tokens)
     bos_token_id = _token_id(path, tokenizer, special_tokens, "bos_token")
+    prefix, suffix = _around_image(path, config, tokenizer, special_tokens)
     try:
         return PromptFormat(
             chat_template=_chat_template(path, config, settings, image_token),
@@ -58,16 +71,22 @@ def prompt_format_from_checkpoint(path: Path, config: dict[str, Any]) -> PromptF
             eos_token_ids=_eos_token_ids(path, config, tokenizer, special_tokens),
             pad_token_id=_token_id(path, tokenizer, special_tokens, "pad_token"),
             context_length=_context_length(path, config),
+            image_prefix=prefix,
+            image_suffix=suffix,
         )
     except BundleError as error:
         raise CheckpointError(f"{path} does not describe a usable prompt format: {error}") from error
 
 
-def tokenizer_json_from_checkpoint(path: Path) -> str:
+def tokenizer_json_from_checkpoint(path: Path, reader: str = "AutoTokenizer") -> str:
     """The tokenizer.json that belongs into a bundle: what transformers makes of the checkpoint's files.
 
     transformers rebuilds the tokenizers of some families (Llama among them) from the vocabulary, so that the
     checkpoint's own tokenizer.json, where it is older, may give other ids.
+
+    Args:
+        path: The checkpoint's folder.
+        reader: transformers' class that reads it.
 
     Raises:
         CheckpointError: transformers cannot read the tokenizer.
@@ -75,7 +94,7 @@ def tokenizer_json_from_checkpoint(path: Path) -> str:
     """
     transformers = require("transformers", extra="export", purpose="to read a checkpoint's tokenizer")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = getattr(transformers, reader).from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
@@ -120,6 +139,8 @@ def _image_token(
     path: Path, config: dict[str, Any], tokenizer: Tokenizer, special_tokens: dict[str, str]
 ) -> tuple[str, int]:
     image_token_id = config.get("image_token_index", config.get("image_token_id"))
+    if image_token_id is None:
+        image_token_id = _IMAGE_TOKEN_IDS.get(str(config.get("model_type")))
     if not isinstance(image_token_id, int):
         raise CheckpointError(
             f"{path / 'config.json'} has no image_token_index: is it a vision-language model?"
@@ -129,15 +150,34 @@ def _image_token(
         raise CheckpointError(
             f"{path / 'tokenizer.json'} has no token {image_token_id} for pictures: {_RESAVE}"
         )
-    stated = special_tokens.get("image_token") or _read_object(path / "processor_config.json").get(
-        "image_token"
-    )
+    if config.get("model_type") == "internvl":
+        stated = special_tokens.get("context_image_token")
+    else:
+        stated = special_tokens.get("image_token") or _read_object(path / "processor_config.json").get(
+            "image_token"
+        )
     if stated is not None and stated != image_token:
         raise CheckpointError(
             f"{path} names the image token {stated!r}, but config.json's image_token_index {image_token_id} "
             f"is {image_token!r}: correct the one that is wrong"
         )
     return image_token, image_token_id
+
+
+def _around_image(
+    path: Path, config: dict[str, Any], tokenizer: Tokenizer, special_tokens: dict[str, str]
+) -> tuple[str, str]:
+    """What the processor writes before and behind the visual tokens of a picture."""
+    if config.get("model_type") != "internvl":
+        return "", ""
+    around = []
+    for name in ("start_image_token", "end_image_token"):
+        if _token_id(path, tokenizer, special_tokens, name) is None:
+            raise CheckpointError(
+                f"{path / 'tokenizer_config.json'} names no {name}, which InternVL's processor needs: add it"
+            )
+        around.append(special_tokens[name])
+    return around[0], around[1]
 
 
 def _chat_template(path: Path, config: dict[str, Any], settings: dict[str, Any], image_token: str) -> str:
@@ -157,7 +197,8 @@ def _chat_template(path: Path, config: dict[str, Any], settings: dict[str, Any],
             f"{path} has no chat template and model_type {config.get('model_type')!r} has no usual one: "
             "write it to chat_template.jinja"
         )
-    return _VICUNA_TEMPLATE.replace("IMAGE_TOKEN", json.dumps(image_token, ensure_ascii=False)).strip()
+    template = _VICUNA_TEMPLATE.replace("IMAGE_TOKEN", json.dumps(image_token, ensure_ascii=False)).strip()
+    return "{{- " + json.dumps(_VICUNA_SYSTEM) + " -}}" + template if saved_by_llava(config) else template
 
 
 def _eos_token_ids(
@@ -184,10 +225,13 @@ def _token_id(path: Path, tokenizer: Tokenizer, special_tokens: dict[str, str], 
 
 
 def _context_length(path: Path, config: dict[str, Any]) -> int:
-    text_config = config.get("text_config") or {}
+    text_config = config.get("text_config")
+    if not isinstance(text_config, dict):
+        # Published Qwen2-VL checkpoints have the decoder's fields beside the others.
+        text_config = {**config, "model_type": f"{config.get('model_type')}_text"}
     length = text_config.get("max_position_embeddings")
-    if length is None and text_config.get("model_type", "llama") == "llama":
-        return _LLAMA_CONTEXT_LENGTH
+    if length is None:
+        length = _CONTEXT_LENGTHS.get(text_config.get("model_type", "llama"))
     if not isinstance(length, int):
         raise CheckpointError(f"{path / 'config.json'} has no text_config.max_position_embeddings: add it")
     return length

@@ -131,6 +131,13 @@ def dimension_ranges(manifest: Manifest, limits: Limits, name: str) -> dict[str,
     kept = _kept_rows(manifest, limits, site or next(iter(manifest.sites), None))
     text, pictures = min(TEXT_TOKENS, rows - 1), limits.images
     inserted = max(0, geometry.typical_tokens - tiles * geometry.num_patches)
+    block = geometry.patches_per_token
+    # Where pictures keep their size, the most that one, or all of them, may have.
+    unbounded = _any_size(manifest)
+    most_tokens = max(rows, limits.images * geometry.typical_tokens)
+    # A window is a square of tokens; the last of a row or column may be a strip.
+    window_side = max(1, math.isqrt(geometry.vision_window // block))
+    windows = max(1, math.ceil(geometry.typical_tokens / window_side**2))
     slots = tiles * geometry.num_patches + inserted
     recycled = 0 if site is None else site.recycled_per_image
     merged = 0 if site is None else site.merged_per_image
@@ -139,7 +146,13 @@ def dimension_ranges(manifest: Manifest, limits: Limits, name: str) -> dict[str,
     decoding = min(rows - 1, entering + _ANSWER_TOKENS)
     return {
         "tiles": (1, tiles, most_tiles),
-        "patch_rows": (per_tile, tiles * per_tile, most_tiles * per_tile),
+        "patch_rows": (1, per_tile, most_tokens)
+        if unbounded
+        else (per_tile, tiles * per_tile, most_tiles * per_tile),
+        "patches": (block, geometry.typical_tokens * block, most_tokens * block),
+        "pictures": (1, 1, pictures),
+        "longest_picture": (block, geometry.typical_tokens * block, most_tokens * block),
+        "windows": (1, windows, most_tokens // window_side + pictures),
         # A prompt without a picture has no visual tokens; the projector then does not run.
         "visual_tokens": (
             1 if name == "projector" else 0,
@@ -160,7 +173,9 @@ def dimension_ranges(manifest: Manifest, limits: Limits, name: str) -> dict[str,
         "slots": (
             1,
             slots,
-            most_tiles * geometry.num_patches + pictures * max(inserted, geometry.num_patches),
+            most_tokens
+            if unbounded
+            else most_tiles * geometry.num_patches + pictures * max(inserted, geometry.num_patches),
         ),
         "probe_rows": (0, 1, 1),
         "chunks": (1, 1, chunks),
@@ -227,6 +242,12 @@ def _given_ranges(
             raise EngineError(f"{path}: {name}.{dim} is {sizes}, outside of {least} … {greatest}")
         ranges[dim] = (sizes[0], sizes[1], sizes[2])
     return ranges
+
+
+def _any_size(manifest: Manifest) -> bool:
+    """Whether pictures keep their size: the tower takes patches instead of tiles."""
+    vision = manifest.graphs.get("vision")
+    return vision is not None and any("patches" in tensor.shape for tensor in vision.inputs)
 
 
 def _known(ranges: Mapping[str, Range], dim: str, graph: str) -> Range:

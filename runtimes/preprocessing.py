@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from edgeprune.errors import BundleError, PictureError
 from edgeprune.runtimes.pictures import PreparedPictures
+from edgeprune.runtimes.settings_json import fields_from_json, fields_to_json
 from edgeprune.tensor_names import PIXEL_VALUES
 from edgeprune.visual_layout import VisualGrid, VisualLayout
 
@@ -128,6 +129,67 @@ def _picture_from_array(array: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
 
 
+def check_pixel_settings(
+    resample: str,
+    rescale_factor: float,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    convert_rgb: bool,
+) -> None:
+    """Refuse what the settings that every kind of preprocessing has cannot be, whatever their type.
+
+    Raises:
+        BundleError: With the setting and what it may be.
+    """
+    if resample not in RESAMPLING:
+        raise BundleError(f"preprocessing resample must be one of {', '.join(RESAMPLING)}, not {resample!r}")
+    if not _is_finite(rescale_factor) or rescale_factor <= 0:
+        raise BundleError(f"preprocessing rescale_factor must be a positive number, not {rescale_factor!r}")
+    for name, values in (("mean", mean), ("std", std)):
+        if not (_is_tuple(values, _NUM_CHANNELS) and all(map(_is_finite, values))):
+            raise BundleError(f"preprocessing {name} must be three numbers, not {values!r}")
+    if min(std) <= 0:
+        raise BundleError(f"preprocessing std must be positive, not {std!r}")
+    if not isinstance(convert_rgb, bool):
+        raise BundleError(f"preprocessing convert_rgb must be true or false, not {convert_rgb!r}")
+
+
+def rgb_picture(image: Image.Image, *, convert: bool) -> Image.Image:
+    """The picture in RGB, as models see it: what is transparent becomes white.
+
+    Args:
+        image: A picture of any mode.
+        convert: Whether another mode than RGB is converted instead of refused.
+
+    Raises:
+        PictureError: It is not RGB and must be.
+    """
+    if not convert:
+        if image.mode == "RGB":
+            return image
+        raise PictureError(f"a picture of mode {image.mode} is not RGB: convert it with .convert('RGB')")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
+def normalised_pixels(
+    pixels: NDArray[np.uint8],
+    rescale_factor: float,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> NDArray[np.float32]:
+    """8-bit pixels [H, W, 3] → [3, H, W] float32, (pixels · factor − mean) / std by channel."""
+    # transformers multiplies in float64 and normalizes in float32.
+    rescaled = (pixels.transpose(2, 0, 1).astype(np.float64) * rescale_factor).astype(np.float32)
+    shape = (_NUM_CHANNELS, 1, 1)
+    normalised: NDArray[np.float32] = (rescaled - np.array(mean, np.float32).reshape(shape)) / np.array(
+        std, np.float32
+    ).reshape(shape)
+    return normalised
+
+
 @dataclass(frozen=True)
 class ImagePreprocessing:
     """How the pictures of a model are resized, cropped and normalized.
@@ -167,22 +229,7 @@ class ImagePreprocessing:
             raise BundleError(
                 "preprocessing needs center_crop or resize_to: the model's input has one fixed size"
             )
-        if self.resample not in RESAMPLING:
-            raise BundleError(
-                f"preprocessing resample must be one of {', '.join(RESAMPLING)}, not {self.resample!r}"
-            )
-        if not _is_finite(self.rescale_factor) or self.rescale_factor <= 0:
-            raise BundleError(
-                f"preprocessing rescale_factor must be a positive number, not {self.rescale_factor!r}"
-            )
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if not (_is_tuple(values, _NUM_CHANNELS) and all(map(_is_finite, values))):
-                raise BundleError(f"preprocessing {name} must be three numbers, not {values!r}")
-        if min(self.std) <= 0:
-            raise BundleError(f"preprocessing std must be positive, not {self.std!r}")
-        if not isinstance(self.convert_rgb, bool):
-            raise BundleError(f"preprocessing convert_rgb must be true or false, not {self.convert_rgb!r}")
+        check_pixel_settings(self.resample, self.rescale_factor, self.mean, self.std, self.convert_rgb)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ImagePreprocessing":
@@ -191,20 +238,11 @@ class ImagePreprocessing:
         Raises:
             BundleError: A field is unknown, missing or invalid.
         """
-        if not isinstance(data, Mapping):
-            raise BundleError(f"preprocessing must be an object, not {data!r}: export the bundle again")
-        expected = set(cls.__dataclass_fields__)
-        if wrong := sorted(expected.symmetric_difference(data)):
-            raise BundleError(
-                f"preprocessing has unknown or lacks fields {', '.join(wrong)}: export the bundle again"
-            )
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-        return cls(**fields)
+        return cls(**fields_from_json(cls, data, "preprocessing"))
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as plain JSON."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return fields_to_json(self)
 
     def prepare(self, images: Sequence[Image.Image], grid: tuple[int, int]) -> PreparedPictures:
         """Pictures of one tile each; see :class:`edgeprune.runtimes.pictures.PicturePreprocessing`."""
@@ -230,14 +268,10 @@ class ImagePreprocessing:
         """
         height, width = self.input_size
         pixel_values = np.empty((len(images), _NUM_CHANNELS, height, width), np.float32)
-        mean = np.array(self.mean, np.float32)[:, None, None]
-        std = np.array(self.std, np.float32)[:, None, None]
         for image, out in zip(images, pixel_values, strict=True):
             _check_size("the picture", *image.size)
             pixels = self._crop(np.asarray(self._resize(self.to_rgb(image))))
-            # transformers multiplies in float64 and normalizes in float32.
-            rescaled = (pixels.transpose(2, 0, 1).astype(np.float64) * self.rescale_factor).astype(np.float32)
-            out[...] = (rescaled - mean) / std
+            out[...] = normalised_pixels(pixels, self.rescale_factor, self.mean, self.std)
         return pixel_values
 
     def crop_box_in_picture(self, width: int, height: int) -> tuple[float, float, float, float]:
@@ -256,14 +290,7 @@ class ImagePreprocessing:
 
     def to_rgb(self, image: Image.Image) -> Image.Image:
         """The picture in RGB, as the model sees it: what is transparent becomes white."""
-        if not self.convert_rgb:
-            if image.mode == "RGB":
-                return image
-            raise PictureError(f"a picture of mode {image.mode} is not RGB: convert it with .convert('RGB')")
-        if "A" in image.getbands() or image.info.get("transparency") is not None:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-        return image.convert("RGB")
+        return rgb_picture(image, convert=self.convert_rgb)
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
         if self.resize_to is not None:

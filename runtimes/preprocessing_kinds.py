@@ -4,11 +4,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgeprune.errors import BundleError
+from edgeprune.runtimes.anyres import AnyresPreprocessing
+from edgeprune.runtimes.flat_patches import PatchPreprocessing
 from edgeprune.runtimes.pictures import PicturePreprocessing
 from edgeprune.runtimes.preprocessing import ImagePreprocessing
+from edgeprune.runtimes.square_padding import SquarePadding
+from edgeprune.runtimes.tiling import TilePreprocessing
 
 KINDS: dict[str, Callable[[Mapping[str, Any]], PicturePreprocessing]] = {
+    "anyres": AnyresPreprocessing.from_json,
     "crop": ImagePreprocessing.from_json,
+    "pad": SquarePadding.from_json,
+    "tiles": TilePreprocessing.from_json,
+    "patches": PatchPreprocessing.from_json,
 }
 
 

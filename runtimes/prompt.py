@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from edgeprune.errors import BundleError, PromptError
 from edgeprune.runtimes.chat_template import ChatTemplate
 from edgeprune.runtimes.incremental_decoder import IncrementalDecoder
+from edgeprune.runtimes.settings_json import fields_from_json, fields_to_json
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -34,6 +35,8 @@ class PromptFormat:
         eos_token_ids: Each of them ends the answer.
         pad_token_id: Or None.
         context_length: Most tokens, of prompt and answer together, that the decoder takes.
+        image_prefix: Text in front of the visual tokens of each picture.
+        image_suffix: Text behind them.
     """
 
     chat_template: str
@@ -44,6 +47,8 @@ class PromptFormat:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     context_length: int
+    image_prefix: str = ""
+    image_suffix: str = ""
 
     def __post_init__(self) -> None:
         tokens = self.special_tokens
@@ -57,9 +62,14 @@ class PromptFormat:
             ("eos_token_ids", isinstance(ids, tuple) and all(map(_is_id, ids)), "a list of token ids"),
             ("pad_token_id", self.pad_token_id is None or _is_id(self.pad_token_id), "a token id or null"),
             ("context_length", _is_id(self.context_length) and self.context_length, "a positive integer"),
+            ("image_prefix", self._surrounds(self.image_prefix), "a text without the image token"),
+            ("image_suffix", self._surrounds(self.image_suffix), "a text without the image token"),
         ):
             if not valid:
                 raise BundleError(f"prompt format {name} must be {expected}, not {getattr(self, name)!r}")
+
+    def _surrounds(self, text: object) -> bool:
+        return isinstance(text, str) and str(self.image_token) not in text
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "PromptFormat":
@@ -68,23 +78,11 @@ class PromptFormat:
         Raises:
             BundleError: A field is unknown, missing or invalid.
         """
-        if not isinstance(data, Mapping):
-            raise BundleError(f"prompt format must be an object, not {data!r}: export the bundle again")
-        if wrong := sorted(set(cls.__dataclass_fields__).symmetric_difference(data)):
-            raise BundleError(
-                f"prompt format has unknown or lacks fields {', '.join(wrong)}: export the bundle again"
-            )
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-        return cls(**fields)
+        return cls(**fields_from_json(cls, data, "prompt format"))
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as plain JSON."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {
-            **fields,
-            "special_tokens": dict(self.special_tokens),
-            "eos_token_ids": list(self.eos_token_ids),
-        }
+        return {**fields_to_json(self), "special_tokens": dict(self.special_tokens)}
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class EncodedPrompt:
         token_ids: [S] int64.
         offsets: [S, 2] int64, start and end of each token in ``text``; (0, 0) for added special tokens.
         text: With every image placeholder repeated for its visual tokens.
-        tail_start: Where in ``text`` the text after the last placeholder begins; 0 without pictures.
+        tail_start: Where in ``text`` the text after the last picture begins; 0 without pictures.
         image_token_id: Id of the visual tokens.
     """
 
@@ -205,8 +203,10 @@ class PromptEncoder:
                 f"the text has {num_images} placeholders {self.format.image_token!r} for {len(counts)} "
                 "pictures: write one for each picture"
             )
+        prefix, suffix = self.format.image_prefix, self.format.image_suffix
         head = "".join(
-            piece + self.format.image_token * n for piece, n in zip(pieces[:-1], counts, strict=True)
+            piece + prefix + self.format.image_token * n + suffix
+            for piece, n in zip(pieces[:-1], counts, strict=True)
         )
         expanded = head + pieces[-1]
         encoding = self.tokenizer.encode(expanded, add_special_tokens=add_special_tokens)

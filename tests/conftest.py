@@ -46,6 +46,20 @@ def llava_copy(llava_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llava_next_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unpruned LLaVA-NeXT checkpoint (``tiny_llava_next.TINY_NEXT``)."""
+    from tiny_llava_next import build_llava_next
+
+    return build_llava_next(tmp_path_factory.mktemp("checkpoint") / "llava-next")
+
+
+@pytest.fixture
+def llava_next_copy(llava_next_folder: Path, tmp_path: Path) -> Path:
+    """A copy of ``llava_next_folder`` to edit."""
+    return Path(shutil.copytree(llava_next_folder, tmp_path / "llava-next"))
+
+
+@pytest.fixture(scope="session")
 def atp_bundle(atp_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``atp_folder`` exported."""
     from edgeprune.export.exporter import export

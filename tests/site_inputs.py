@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from edgeprune import tensor_names as names
+from edgeprune.checkpoint import load_checkpoint
 from edgeprune.runtimes.layout import SequenceLayout
 from edgeprune.stages import SelectStage
 from edgeprune.visual_layout import VisualGrid, VisualLayout
@@ -80,3 +81,22 @@ def _repeat_rows(values, axis, rows, different):
     values = np.moveaxis(values, axis, 0).copy()
     values[rows] = values[rows[np.arange(len(rows)) % different]]
     return np.moveaxis(values, 0, axis)
+
+
+def site_of(folder, method):
+    """The only site of a method on a checkpoint."""
+    (stage,) = load_checkpoint(folder, methods=[method]).selects
+    return stage
+
+
+def kept_rows(stage, inputs):
+    """Kept visual rows, ascending; all of the text must be there."""
+    with torch.no_grad():
+        chosen = stage(inputs)
+    order = chosen[names.KEEP_INDICES].numpy()
+    kept = order[: int(chosen[names.KEEP_COUNT])]
+    assert sorted(order) == list(range(len(order)))
+    assert list(kept) == sorted(kept)
+    visual = inputs[names.VISUAL_SLOTS].numpy() >= 0
+    assert set(np.flatnonzero(~visual)) <= set(kept)
+    return [row for row in kept if visual[row]]

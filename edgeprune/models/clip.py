@@ -1,6 +1,6 @@
 """CLIP: the vision tower of LLaVA-1.5, with an opening for pruning inside it, and the text tower that IVTP needs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +10,13 @@ from torch.nn import functional as F
 
 from edgeprune.errors import CheckpointError
 from edgeprune.models.config_fields import read_field, require_choice
+from edgeprune.models.vision_pruning import (
+    TowerAttention,
+    TowerTokens,
+    VisionPruner,
+    attend,
+    run_tower_layers,
+)
 
 
 @dataclass(frozen=True)
@@ -114,19 +121,6 @@ class ClipTextConfig:
         )
 
 
-class TowerAttention(NamedTuple):
-    """What a tower's attention block leaves.
-
-    Shapes:
-        hidden: [B, S, C]; query, key, value: [B, H, S, D].
-    """
-
-    hidden: Tensor
-    query: Tensor
-    key: Tensor
-    value: Tensor
-
-
 class ClipAttention(nn.Module):
     """Multi-head attention; parameter names follow Hugging Face."""
 
@@ -179,19 +173,14 @@ class ClipLayer(nn.Module):
         Args:
             hidden: [B, S, C].
             causal: Whether a row sees only rows up to itself.
-            sizes: [B, S] float32, how many tokens each row stands for; it is attended to as often.
+            sizes: See :func:`edgeprune.models.vision_pruning.attend`.
         """
         attn = self.self_attn
         normed = self.layer_norm1(hidden)
         query = attn.split_heads(attn.q_proj(normed))
         key = attn.split_heads(attn.k_proj(normed))
         value = attn.split_heads(attn.v_proj(normed))
-        often = None
-        if sizes is not None:
-            # A row for every query: ONNX Runtime's Attention does not broadcast its mask.
-            often = sizes.log().to(query.dtype)[:, None, None, :].expand(-1, -1, hidden.shape[1], -1)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=often, is_causal=causal)
-        merged = mixed.transpose(1, 2).reshape(hidden.shape)
+        merged = attend(query, key, value, causal=causal, sizes=sizes)
         return TowerAttention(hidden + attn.out_proj(merged), query, key, value)
 
     def feed_forward(self, hidden: Tensor) -> Tensor:
@@ -231,50 +220,6 @@ class ClipVisionEmbeddings(nn.Module):
         class_token = self.class_embedding.expand(patches.shape[0], 1, -1)
         embedded: Tensor = torch.cat((class_token, patches), dim=1) + self.position_embedding.weight
         return embedded
-
-
-class TowerTokens(NamedTuple):
-    """The tokens of the vision tower at some depth.
-
-    Shapes:
-        hidden: [M, 1 + K, C], the class token first.
-        slots: [M, K] int64, each patch token's position in the original grid, row-major; of a merged token, that of
-            the token the others were merged into.
-        sizes: [M, 1 + K] float32, how many tokens each one stands for; None while none is merged.
-    """
-
-    hidden: Tensor
-    slots: Tensor
-    sizes: Tensor | None = None
-
-
-class VisionPruner(Protocol):
-    """What a method that prunes inside the vision tower offers."""
-
-    def keep_after_attention(self, layer: int) -> int | None:
-        """Patch tokens that are left between this layer's attention and its MLP; None = no site here."""
-
-    def prune(self, layer: int, history: Sequence[TowerAttention], tokens: TowerTokens) -> TowerTokens:
-        """Drop or merge patch tokens; ``keep_after_attention(layer)`` of them are left.
-
-        Args:
-            layer: The layer.
-            history: The attention blocks run since the last site, this layer's last; equal numbers of tokens.
-            tokens: The tokens after this layer's attention.
-        """
-
-
-def keep_patches(tokens: TowerTokens, keep: Tensor) -> TowerTokens:
-    """The class token and some patch tokens, [M, K] int64 counted without the class token.
-
-    Where several patches become one visual token, they stand together and are kept together: ``keep`` counts tokens.
-    """
-    num_tiles, num_rows, width = tokens.hidden.shape
-    together = (num_rows - 1) // tokens.slots.shape[1]
-    groups = tokens.hidden[:, 1:].reshape(num_tiles, tokens.slots.shape[1], together * width)
-    kept = groups.gather(1, keep.unsqueeze(-1).expand(-1, -1, together * width))
-    patches = kept.reshape(num_tiles, keep.shape[1] * together, width)
-    return TowerTokens(torch.cat((tokens.hidden[:, :1], patches), dim=1), tokens.slots.gather(1, keep))
 
 
 class VisionOutput(NamedTuple):
@@ -354,18 +299,8 @@ class ClipVisionTower(nn.Module):
         rows, columns = self.config.grid
         hidden = self.pre_layrnorm(self.embeddings(pixel_values))
         slots = torch.arange(rows * columns, device=hidden.device).expand(hidden.shape[0], -1)
-        tokens = TowerTokens(hidden, slots)
-        history: list[TowerAttention] = []
-        attention: TowerAttention | None = None
-        for index in range(num_feature_layers):
-            layer = self.encoder.layer(index)
-            attention = layer.attention(tokens.hidden, sizes=tokens.sizes)
-            tokens = tokens._replace(hidden=attention.hidden)
-            history.append(attention)
-            if pruner is not None and pruner.keep_after_attention(index) is not None:
-                tokens = pruner.prune(index, history, tokens)
-                history = []
-            tokens = tokens._replace(hidden=layer.feed_forward(tokens.hidden))
+        layers = [self.encoder.layer(index) for index in range(num_feature_layers)]
+        tokens, attention = run_tower_layers(layers, TowerTokens(hidden, slots), pruner)
         if not pooled:
             return VisionOutput(tokens.hidden, tokens.slots, None, attention)
         last = tokens.hidden

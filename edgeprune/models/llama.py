@@ -19,6 +19,16 @@ from edgeprune.models.config_fields import read_field, require_choice
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
 
+# What Hugging Face's configurations assume where config.json leaves it out, if not what LlamaConfig does.
+_DEFAULTS: Mapping[str, Mapping[str, int]] = {
+    "qwen2": {
+        "num_key_value_heads": 32,
+        "intermediate_size": 22016,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+    },
+}
+
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -85,6 +95,8 @@ class LlamaConfig:
             CheckpointError: A field is missing or a variant is not supported.
         """
         model_type = require_choice(config, "model_type", MODEL_TYPES, "llama")
+        assumed = _DEFAULTS.get(model_type, {})
+        config = {**config, **{name: size for name, size in assumed.items() if config.get(name) is None}}
         qwen = model_type.startswith("qwen2")
         require_choice(config, "hidden_act", ("silu",), "silu")
         _refuse_sliding_window(config, model_type)
@@ -94,9 +106,10 @@ class LlamaConfig:
         rope_type = str(rope.get("rope_type", rope.get("type", "default")))
         # Before transformers 5, "mrope" stood for the default with several position ids.
         rope_type = "default" if rope_type == "mrope" else rope_type
-        if rope_type not in ("default", "linear"):
+        # "dynamic" differs from "default" behind max_position_embeddings only, and no prompt goes there.
+        if rope_type not in ("default", "linear", "dynamic"):
             raise CheckpointError(
-                f"text_config: rope_type '{rope_type}' is not supported (default, linear are)"
+                f"text_config: rope_type '{rope_type}' is not supported (default, linear, dynamic are)"
             )
         theta = rope.get("rope_theta", config.get("rope_theta"))
         return cls(

@@ -8,16 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeprune.errors import CheckpointError
-from edgeprune.models.clip import (
-    ClipVisionConfig,
-    ClipVisionTower,
-    FeaturePruner,
-    FeatureTokens,
-    VisionPruner,
-)
+from edgeprune.models.clip import ClipVisionConfig, ClipVisionTower, FeaturePruner, FeatureTokens
 from edgeprune.models.config_fields import read_field, require_choice
 from edgeprune.models.llama import LlamaConfig
 from edgeprune.models.vision_language import TowerFeatures, TowerShape, TypicalPicture, VisionLanguageModel
+from edgeprune.models.vision_pruning import VisionPruner
 from edgeprune.prune.method import ModelGeometry
 from edgeprune.tensor_names import PIXEL_VALUES
 from edgeprune.tensor_spec import TensorSpec
@@ -35,6 +30,7 @@ class LlavaConfig:
         feature_layer: Index into the tower's hidden states (0 = embeddings), not negative.
         projector_bias: Whether the projector has biases.
         image_token_id: Placeholder token of a visual token.
+        projector_layers: Linear layers of the projector: 2 with a GELU between, or 1.
     """
 
     vision: ClipVisionConfig
@@ -42,6 +38,7 @@ class LlavaConfig:
     feature_layer: int
     projector_bias: bool
     image_token_id: int
+    projector_layers: int
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any]) -> "LlavaConfig":
@@ -75,6 +72,8 @@ class LlavaConfig:
             feature_layer=layer % num_states,
             projector_bias=read_field(config, "multimodal_projector_bias", bool, True),
             image_token_id=image_token,
+            # A field of LLaVA's own code; transformers knows the two-layer projector alone.
+            projector_layers=1 if config.get("mm_projector_type") == "linear" else 2,
         )
 
     @property
@@ -106,7 +105,7 @@ class LlavaConfig:
             class_tokens=1,
             window=0,
             global_layers=(),
-            projector_sizes=(width, self.decoder.hidden_size, self.decoder.hidden_size),
+            projector_sizes=(width, *[self.decoder.hidden_size] * self.projector_layers),
         )
 
     @property
@@ -116,17 +115,21 @@ class LlavaConfig:
 
 
 class LlavaProjector(nn.Module):
-    """The two-layer projector."""
+    """The projector: two layers, or in the first LLaVA one."""
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
         width = config.decoder.hidden_size
         self.linear_1 = nn.Linear(config.vision.tower.hidden_size, width, bias=config.projector_bias)
-        self.linear_2 = nn.Linear(width, width, bias=config.projector_bias)
+        if config.projector_layers == 2:
+            self.linear_2 = nn.Linear(width, width, bias=config.projector_bias)
+        self.num_layers = config.projector_layers
 
     def forward(self, features: Tensor) -> Tensor:
         """[…, Cv] → […, C]."""
-        out: Tensor = self.linear_2(F.gelu(self.linear_1(features)))
+        out: Tensor = self.linear_1(features)
+        if self.num_layers == 2:
+            out = self.linear_2(F.gelu(out))
         return out
 
 

@@ -7,8 +7,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from edgeprune.models.clip import ClipVisionTower, FeaturePruner, VisionPruner
+from edgeprune.models.clip import ClipVisionTower, FeaturePruner
 from edgeprune.models.llama import LlamaConfig, LlamaDecoder
+from edgeprune.models.vision_pruning import VisionPruner
 from edgeprune.prune.method import ModelGeometry
 from edgeprune.tensor_spec import TensorSpec
 
@@ -166,6 +167,9 @@ class VisionLanguageModel(nn.Module):
         order = (is_visual.to(torch.int64).cumsum(dim=1) - 1).clamp(min=0)
         # Placeholders are counted by the caller; rows of text read row 0 and throw it away.
         visual = image_features[order[0]].unsqueeze(0)
+        if self.config.image_token_id >= self.config.decoder.vocab_size:
+            # The placeholder may lie beyond the vocabulary; its embedding is thrown away.
+            input_ids = torch.where(is_visual, torch.zeros_like(input_ids), input_ids)
         text = self.language_model.embed_tokens(input_ids)
         hidden = torch.where(is_visual.unsqueeze(-1), visual, text)
         return hidden, torch.where(is_visual[0], image_slots[order[0]], -1)

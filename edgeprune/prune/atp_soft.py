@@ -28,7 +28,9 @@ from edgeprune.models.llama import (
     rotary_angles,
 )
 from edgeprune.models.vision_language import VisionLanguageModel
+from edgeprune.positions import SEQUENTIAL
 from edgeprune.prune.atp import Atp, ThresholdHeads, grid_places, spatial_scores
+from edgeprune.prune.method import ModelGeometry
 
 SOFTMAX_EPS = 1e-6
 
@@ -131,16 +133,39 @@ def soft_attention(gate: Tensor) -> AttentionFunction:
     return attend
 
 
+def check_trainable(name: str, geometry: ModelGeometry) -> None:
+    """Refuse a model whose rows have positions that the training forms do not give them.
+
+    Raises:
+        PruningError: With the models that work.
+    """
+    if geometry.positions != SEQUENTIAL:
+        raise PruningError(
+            f"{name}: the training form numbers rows one after the other, and this family's have positions on three "
+            "axes; train with a model of the family llava"
+        )
+
+
 class SoftPrunedDecoder(nn.Module):
     """A decoder under the soft masks of its only parameters, the threshold heads; the model is frozen."""
 
     spatial: Tensor
 
     def __init__(self, model: VisionLanguageModel, method: Atp, training: AtpTraining) -> None:
-        """Lay fresh heads over the model and freeze it."""
+        """Lay fresh heads over the model and freeze it.
+
+        Raises:
+            PruningError: The method, or its training, does not fit the model.
+        """
         super().__init__()
         geometry = model.config.geometry
         method.check(geometry)
+        check_trainable(method.name, geometry)
+        if not geometry.one_size:
+            raise PruningError(
+                f"{method.name}: the training form takes pictures of one size, and this family's differ; train with a "
+                "model of the family llava"
+            )
         # Inside a tuple, so that the model's parameters do not become this module's.
         self._frozen = (model.requires_grad_(False),)
         self.method = method

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from edgeprune.models.llama import AttentionFunction, causal_mask, fused_attention, rotary_angles
 from edgeprune.models.vision_language import VisionLanguageModel
-from edgeprune.prune.atp_soft import attention_logits, soft_attention
+from edgeprune.prune.atp_soft import attention_logits, check_trainable, soft_attention
 from edgeprune.prune.dyrate import DyRate, RatePredictor, attention_shares, token_kinds
 
 
@@ -68,10 +68,15 @@ class SoftDyRate(nn.Module):
     """A decoder whose only parameters are the classifier's."""
 
     def __init__(self, model: VisionLanguageModel, method: DyRate) -> None:
-        """Lay a fresh classifier over the model and freeze it."""
+        """Lay a fresh classifier over the model and freeze it.
+
+        Raises:
+            PruningError: The method, or its training, does not fit the model.
+        """
         super().__init__()
         geometry = model.config.geometry
         method.check(geometry)
+        check_trainable(method.name, geometry)
         # Inside a tuple, so that the model's parameters do not become this module's.
         self._frozen = (model.requires_grad_(False),)
         self.method = method

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
-from edgeprune.models.clip import TowerAttention, TowerTokens, keep_patches
+from edgeprune.models.vision_pruning import TowerAttention, TowerTokens, keep_patches
 from edgeprune.operators.attention_score import attention_score
 from edgeprune.prune.method import (
     ModelGeometry,

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from edgeprune import tensor_names
 from edgeprune.errors import PruningError
-from edgeprune.models.clip import TowerAttention, TowerTokens, keep_patches
 from edgeprune.models.llama import Cut, LlamaDecoder
+from edgeprune.models.vision_pruning import TowerAttention, TowerTokens, keep_patches
 from edgeprune.operators.attention_score import attention_score
 from edgeprune.operators.token_select import select_top_k
 from edgeprune.prune.method import (

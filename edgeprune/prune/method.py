@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
-from edgeprune.models.clip import ClipVisionTower, FeaturePruner, VisionPruner
+from edgeprune.models.clip import ClipVisionTower, FeaturePruner
 from edgeprune.models.llama import Cut, LlamaDecoder
+from edgeprune.models.vision_pruning import VisionPruner
 from edgeprune.numbering import ORIGINAL
 from edgeprune.positions import SEQUENTIAL
 
@@ -291,7 +292,8 @@ def check_tokens_are_patches(name: str, geometry: ModelGeometry) -> None:
         PruningError: With the methods that work.
     """
     if geometry.patches_per_token > 1 or not geometry.fixed_tiles:
+        others = "ivtp-v or a decoder method" if geometry.has_class_token else "a decoder method"
         raise PruningError(
             f"{name}: this family joins {geometry.patches_per_token} patches to one visual token behind the vision "
-            "tower, and it drops single ones; use ivtp-v or a decoder method"
+            f"tower, and it drops single ones; use {others}"
         )

@@ -70,9 +70,9 @@ class PruMerge(PruningMethod):
 
     def feature_pruner(self, geometry: ModelGeometry, tower: ClipVisionTower) -> "PruMergePruner":
         """The choice and the merging."""
-        return PruMergePruner(
-            tower, geometry, self._fixed(geometry), self.neighbours, self.tokens_per_tile(geometry)
-        )
+        reader, fixed = ClassReader(tower, geometry.vision_layers), self._fixed(geometry)
+        left = self.tokens_per_tile(geometry)
+        return PruMergePruner(reader, fixed, self.neighbours, left, counted=fixed is None)
 
     def _fixed(self, geometry: ModelGeometry) -> int | None:
         """How many patches stay, if that is known beforehand."""
@@ -167,18 +167,28 @@ class PruMergePruner(nn.Module):
 
     def __init__(
         self,
-        tower: ClipVisionTower,
-        geometry: ModelGeometry,
+        reader: ClassReader,
         fixed: int | None,
         neighbours: int,
         tokens_per_tile: int,
+        *,
+        counted: bool,
     ) -> None:
+        """Build the pruner.
+
+        Args:
+            reader: Gives attention and keys.
+            fixed: Patches that stay because of their attention; None = those that stand out.
+            neighbours: Patches that each one takes up.
+            tokens_per_tile: Tokens that are left, at most.
+            counted: Whether there may be fewer.
+        """
         super().__init__()
-        self.reader = ClassReader(tower, geometry.vision_layers)
+        self.reader = reader
         self.fixed = fixed
         self.neighbours = neighbours
         self.tokens_per_tile = tokens_per_tile
-        self.counted = fixed is None
+        self.counted = counted
 
     def chosen(self, attention: Tensor) -> Tensor:
         """The patches that stay, [M, N] bool."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgeprune.models.clip import ClipVisionTower
 from edgeprune.prune.method import ModelGeometry
-from edgeprune.prune.prumerge import PruMerge, PruMergePruner
+from edgeprune.prune.prumerge import ClassReader, PruMerge, PruMergePruner
 
 
 @dataclass(frozen=True)
@@ -36,34 +36,23 @@ class PruMergePlus(PruMerge):
 
     def feature_pruner(self, geometry: ModelGeometry, tower: ClipVisionTower) -> "PruMergePlusPruner":
         """The choice and the merging."""
-        return PruMergePlusPruner(
-            tower, geometry, self._fixed(geometry), self.neighbours, self.tokens_per_tile(geometry)
-        )
+        # How many samples coincide with what stands out depends on the picture.
+        reader = ClassReader(tower, geometry.vision_layers)
+        left = self.tokens_per_tile(geometry)
+        return PruMergePlusPruner(reader, self._fixed(geometry), self.neighbours, left, counted=True)
 
 
 def sampled_beside(chosen: Tensor) -> Tensor:
     """The patches that are sampled beside the chosen ones, [M, N] bool: every ⌊⌊N/count⌋/3⌋-th, but the last."""
     num_patches = chosen.shape[1]
     count = chosen.sum(dim=1, keepdim=True)
-    stride = (num_patches // count // 3).clamp(min=1)
+    stride = (torch.full_like(count, num_patches) // count // 3).clamp(min=1)
     places = torch.arange(num_patches, device=chosen.device)
     return (places % stride == 0) & (places < num_patches - 1)
 
 
 class PruMergePlusPruner(PruMergePruner):
     """Keeps what stands out and samples of the rest."""
-
-    def __init__(
-        self,
-        tower: ClipVisionTower,
-        geometry: ModelGeometry,
-        fixed: int | None,
-        neighbours: int,
-        tokens_per_tile: int,
-    ) -> None:
-        super().__init__(tower, geometry, fixed, neighbours, tokens_per_tile)
-        # How many samples coincide with what stands out depends on the picture.
-        self.counted = True
 
     def chosen(self, attention: Tensor) -> Tensor:
         """The patches that stay, [M, N] bool."""

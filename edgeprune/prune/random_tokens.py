@@ -15,14 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
-from edgeprune.models.clip import (
-    ClipVisionTower,
-    FeatureTokens,
-    TowerAttention,
-    TowerTokens,
-    VisionOutput,
-    keep_patches,
-)
+from edgeprune.models.clip import ClipVisionTower, FeatureTokens, VisionOutput
+from edgeprune.models.vision_pruning import TowerAttention, TowerTokens, keep_patches
 from edgeprune.prune.ivtp import equal_steps
 from edgeprune.prune.method import ModelGeometry, PruningMethod, check_tokens_are_patches
 from edgeprune.prune.token_budget import check_budget, check_place, tokens_to_keep

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
-from edgeprune.models.clip import TowerAttention, TowerTokens
+from edgeprune.models.vision_pruning import TowerAttention, TowerTokens
 from edgeprune.prune.method import (
     ModelGeometry,
     PruningMethod,

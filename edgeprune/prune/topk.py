@@ -12,14 +12,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from edgeprune.models.clip import (
-    ClipVisionTower,
-    FeatureTokens,
-    TowerAttention,
-    TowerTokens,
-    VisionOutput,
-    keep_patches,
-)
+from edgeprune.models.clip import ClipVisionTower, FeatureTokens, VisionOutput
+from edgeprune.models.vision_pruning import TowerAttention, TowerTokens, keep_patches
 from edgeprune.prune.ivtp import ascending_top_k, equal_steps
 from edgeprune.prune.method import (
     ModelGeometry,

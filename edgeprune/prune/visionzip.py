@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
-from edgeprune.models.clip import ClipVisionTower, FeatureTokens, TowerAttention, VisionOutput
+from edgeprune.models.clip import ClipVisionTower, FeatureTokens, VisionOutput
+from edgeprune.models.vision_pruning import TowerAttention
 from edgeprune.prune.method import (
     ModelGeometry,
     PruningMethod,

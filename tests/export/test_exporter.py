@@ -153,7 +153,7 @@ def test_manifest_describes_the_model(atp_bundle, ivtp_bundle, random_bundle, un
     assert (unpruned.pruning, unpruned.sites, set(unpruned.graphs)) == (
         (),
         (),
-        {"vision", "embed", "segment0"},
+        {"vision", "projector", "embed", "segment0"},
     )
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, CLIPImageProcessor, SiglipImageProcessor
 
 from edgeprune.errors import CheckpointError
-from edgeprune.export.preprocessing import image_preprocessing_from_checkpoint
+from edgeprune.export.crop_settings import image_preprocessing_from_checkpoint
 
 OPTIONS = {
     "defaults": {},

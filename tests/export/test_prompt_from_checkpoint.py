@@ -119,10 +119,12 @@ def test_no_eos_at_all(folder):
         prompt_format_from_checkpoint(folder, CONFIG)
 
 
-def test_context_length_that_llama_leaves_out(folder):
+def test_context_length_that_configs_leave_out(folder):
     assert prompt_format_from_checkpoint(folder, {**CONFIG, "text_config": {}}).context_length == 2048
+    qwen2 = {**CONFIG, "text_config": {"model_type": "qwen2"}}
+    assert prompt_format_from_checkpoint(folder, qwen2).context_length == 32768
     with pytest.raises(CheckpointError, match="max_position_embeddings"):
-        prompt_format_from_checkpoint(folder, {**CONFIG, "text_config": {"model_type": "qwen2"}})
+        prompt_format_from_checkpoint(folder, {**CONFIG, "text_config": {"model_type": "other"}})
     with pytest.raises(CheckpointError, match="context_length"):
         prompt_format_from_checkpoint(folder, {**CONFIG, "text_config": {"max_position_embeddings": -1}})
 

@@ -12,8 +12,8 @@ from edgeprune.models.clip import (
     ClipTextTower,
     ClipVisionConfig,
     ClipVisionTower,
-    keep_patches,
 )
+from edgeprune.models.vision_pruning import keep_patches
 
 TOLERANCE = 1e-5
 

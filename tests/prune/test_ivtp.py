@@ -10,8 +10,8 @@ from tiny_checkpoints import random_prompt
 from edgeprune import tensor_names as names
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PruningError
-from edgeprune.models.clip import TowerAttention
 from edgeprune.models.llama import Cut
+from edgeprune.models.vision_pruning import TowerAttention
 from edgeprune.prune.ivtp import (
     Ivtp,
     IvtpVisionPruner,

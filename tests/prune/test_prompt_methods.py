@@ -5,7 +5,7 @@ import pytest
 import torch
 from geometries import LLAVA_7B
 from numpy_references import cdpruner_kept, dart_kept
-from site_inputs import layout_of, random_site_inputs
+from site_inputs import kept_rows, layout_of, random_site_inputs, site_of
 
 from edgeprune import tensor_names as names
 from edgeprune.checkpoint import load_checkpoint
@@ -18,24 +18,6 @@ from edgeprune.prune.registry import method_from_parameters
 
 HIDDEN = names.out(names.HIDDEN_STATES)
 GRIDS = ((6, 6), (3, 8), (1, 5))
-
-
-def site_of(folder, method):
-    (stage,) = load_checkpoint(folder, methods=[method]).selects
-    return stage
-
-
-def kept_rows(stage, inputs):
-    """Kept visual rows, ascending; all of the text must be there."""
-    with torch.no_grad():
-        chosen = stage(inputs)
-    order = chosen[names.KEEP_INDICES].numpy()
-    kept = order[: int(chosen[names.KEEP_COUNT])]
-    assert sorted(order) == list(range(len(order)))
-    assert list(kept) == sorted(kept)
-    visual = inputs[names.VISUAL_SLOTS].numpy() >= 0
-    assert set(np.flatnonzero(~visual)) <= set(kept)
-    return [row for row in kept if visual[row]]
 
 
 def is_short(slots, grid, keep):

@@ -11,7 +11,7 @@ from numpy_references import highest, mean_attention
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PruningError
 from edgeprune.export.trace import trace_stage
-from edgeprune.models.clip import TowerAttention, TowerTokens
+from edgeprune.models.vision_pruning import TowerAttention, TowerTokens
 from edgeprune.prune.evit import Evit, EvitPruner
 from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp import Ivtp

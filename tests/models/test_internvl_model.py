@@ -1,0 +1,244 @@
+"""InternVL against transformers: logits of prefill and decode, configurations, weight names."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import edit_json, edit_weights
+from tiny_internvl import TinyInternvl, build_internvl, internvl_prompt
+from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+from edgeprune.checkpoint import load_checkpoint
+from edgeprune.errors import CheckpointError
+from edgeprune.models.families import FAMILIES
+from edgeprune.models.internvl import InternvlConfig
+
+TOLERANCE = 1e-4
+
+VIT_6B = {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False}
+SPECS = {
+    "InternVL3: Qwen2": TinyInternvl(),
+    "InternVL2.5-8B: Llama, dynamic rope": TinyInternvl(
+        text="llama", rope={"rope_type": "dynamic", "rope_theta": 5e3, "factor": 2.0}, seed=1
+    ),
+    "InternViT-6B": TinyInternvl(vision=VIT_6B, seed=2),
+    "class token's norm": TinyInternvl(vision={"use_mean_pooling": False}, seed=3),
+    "no positions, layer norm's epsilon": TinyInternvl(
+        vision={"use_absolute_position_embeddings": False, "layer_norm_eps": 0.1}, seed=4
+    ),
+    "mask token": TinyInternvl(vision={"use_mask_token": True, "attention_bias": True}, seed=5),
+    "feature layer -2": TinyInternvl(model={"vision_feature_layer": -2}, seed=6),
+    "last feature layer without its norm": TinyInternvl(
+        model={"vision_feature_layer": 4}, vision={"use_mean_pooling": False}, seed=7
+    ),
+    "16 patches a token": TinyInternvl(image_size=32, model={"downsample_ratio": 0.25}, seed=8),
+    "tied": TinyInternvl(tied=True, seed=9),
+    "bfloat16 files": TinyInternvl(dtype=torch.bfloat16, seed=10),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_logits_are_those_of_transformers_in_prefill_and_decode(spec, tmp_path):
+    folder = build_internvl(tmp_path, spec)
+    ours = load_checkpoint(folder, dtype=torch.float32)
+    theirs = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    for tiles in ((), (1,), (5, 3)):
+        ids, pictures = internvl_prompt(spec, tiles=tiles, seed=sum(tiles))
+        compare_prefill_and_decode(ours, theirs, ids, pictures, steps=3)
+
+
+def compare_prefill_and_decode(ours, theirs, ids, pictures, steps):
+    """Every step against a full recomputation without a cache."""
+    state = ours.prefill(ids, pictures)
+    logits = state.logits
+    for step in range(steps + 1):
+        expected = transformers_logits(theirs, ids, pictures)
+        assert expected.std() > 0.1, "the comparison would be empty"
+        assert (logits - expected).abs().max() <= TOLERANCE, f"step {step}"
+        token = 10 + 17 * step
+        ids = np.append(ids, token)
+        logits = ours.decode(token, state.next_position + step, state.caches)
+    assert all(key.shape[2] == len(ids) for key, _ in state.caches.values())
+
+
+@torch.no_grad()
+def transformers_logits(model, ids, pictures):
+    pixels = {} if pictures is None else {"pixel_values": torch.from_numpy(pictures.pixel_values)}
+    return model(input_ids=torch.from_numpy(ids)[None], use_cache=False, **pixels).logits[0, -1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return build_internvl(tmp_path_factory.mktemp("internvl"))
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    [
+        # As published for transformers 4.52 and written by 5; as transformers 4.52 writes.
+        {"language_model.": "language_model.model.", "lm_head.": "language_model.lm_head."},
+        {
+            "language_model.": "model.language_model.",
+            "vision_tower.": "model.vision_tower.",
+            "multi_modal_projector.": "model.multi_modal_projector.",
+        },
+    ],
+)
+def test_names_of_all_transformers_versions_load(folder, copy, prefixes):
+    expected = load_checkpoint(folder).model.state_dict()
+
+    def theirs(name):
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+        name = name if prefix is None else prefixes[prefix] + name.removeprefix(prefix)
+        return name.replace("self_attn", "attention") if "vision_tower" in name else name
+
+    save_file({theirs(name): tensor.clone() for name, tensor in expected.items()}, copy / "model.safetensors")
+    loaded = load_checkpoint(copy).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_head_of_its_own_is_used_whatever_the_config_says(folder, copy):
+    """Published configs leave out that embedding and head differ; transformers 5 assumes that they do not."""
+    edit_json(copy / "config.json", tie_word_embeddings=...)
+    theirs = InternVLForConditionalGeneration.from_pretrained(copy, dtype=torch.float32).eval()
+    ids, pictures = internvl_prompt()
+    logits = load_checkpoint(copy).prefill(ids, pictures).logits
+    assert (logits - transformers_logits(theirs, ids, pictures)).abs().max() <= TOLERANCE
+    head = load_file(copy / "model.safetensors")["language_model.lm_head.weight"]
+    assert torch.equal(load_checkpoint(copy).model.lm_head.weight, head)
+    # Without one, the embedding is the head.
+    edit_weights(copy / "model.safetensors", language_model__lm_head__weight=...)
+    model = load_checkpoint(copy).model
+    assert model.lm_head.weight is model.language_model.embed_tokens.weight
+
+
+def test_dynamic_rope_is_the_default_one_up_to_the_context_length(tmp_path):
+    spec = TinyInternvl(
+        text="llama", context_length=64, rope={"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
+    )
+    ours = load_checkpoint(build_internvl(tmp_path, spec))
+    theirs = InternVLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    for suffix, equal in ((46, True), (60, False)):
+        ids, pictures = internvl_prompt(spec, tiles=(1,), suffix=suffix)
+        assert (len(ids) <= spec.context_length) == equal
+        logits = ours.prefill(ids, pictures).logits
+        assert ((logits - transformers_logits(theirs, ids, pictures)).abs().max() <= TOLERANCE) == equal
+
+
+def test_geometry_of_internvl3_1b():
+    # The published fields; what equals transformers' defaults may be left out of a config.json.
+    vision = {"attention_bias": True, "model_type": "internvl_vision", "image_size": [448, 448]}
+    text = {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "model_type": "qwen2",
+        "num_attention_heads": 14,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"},
+        "rope_theta": 1000000.0,
+        "vocab_size": 151674,
+    }
+    config = InternvlConfig.from_huggingface(
+        {"text_config": text, "vision_config": vision, "image_token_id": 151667}
+    )
+    geometry = config.geometry
+    assert (geometry.grid, geometry.num_patches, geometry.patches_per_token) == ((16, 16), 256, 4)
+    assert (geometry.vision_layers, config.feature_size) == (24, 4096)
+    assert (geometry.one_tile, geometry.one_grid, geometry.fixed_tiles) == (False, True, True)
+    assert (geometry.has_class_token, geometry.has_clip_tower) == (True, False)
+    assert (geometry.num_layers, geometry.hidden_size, geometry.head_dim) == (24, 896, 64)
+    assert (config.decoder.context_length, config.decoder.rope_theta) == (32768, 1e6)
+    assert config.decoder.attention_bias
+    assert not config.decoder.output_bias
+    assert config.typical_picture.tokens == 13 * 256
+    defaults = InternvlConfig.from_huggingface(
+        {"text_config": {}, "vision_config": {}, "image_token_id": 1}
+    ).decoder
+    assert (defaults.intermediate_size, defaults.vocab_size, defaults.num_kv_heads) == (22016, 151936, 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "vision"),
+    [
+        (
+            {
+                "hidden_size": 896,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 14,
+                "num_key_value_heads": 2,
+            },
+            {"attention_bias": True},
+        ),
+        (
+            {
+                "hidden_size": 5120,
+                "num_hidden_layers": 64,
+                "num_attention_heads": 40,
+                "num_key_value_heads": 8,
+            },
+            {**VIT_6B, "hidden_size": 3200, "num_hidden_layers": 45, "num_attention_heads": 25},
+        ),
+    ],
+    ids=["InternVL3-1B", "InternVL3-38B"],
+)
+def test_published_sizes_have_the_weights_of_transformers(text, vision):
+    config = InternVLConfig(text_config={"model_type": "qwen2", **text}, vision_config=vision)
+    family = FAMILIES["internvl"]
+    with torch.device("meta"):
+        theirs = InternVLForConditionalGeneration(config).state_dict()
+        ours = family.build(config.to_dict()).state_dict()
+    shapes = {family.canonical_name(name): tensor.shape for name, tensor in theirs.items()}
+    assert shapes == {name: tensor.shape for name, tensor in ours.items()}
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "message"),
+    [
+        (None, {"vision_feature_select_strategy": "full"}, "'full', supported: default"),
+        (None, {"projector_hidden_act": "relu"}, "'projector_hidden_act' is 'relu', supported: gelu"),
+        (None, {"vision_feature_layer": [-1, -2]}, "'vision_feature_layer' is [-1, -2], expected int"),
+        (None, {"vision_feature_layer": -6}, "'vision_feature_layer' is -6, the tower has 5 states"),
+        (None, {"downsample_ratio": 1.0}, "'downsample_ratio' is 1.0, supported: 0.5, 0.25"),
+        (None, {"downsample_ratio": 0.25}, "6 × 6 patches cannot be joined 4 × 4"),
+        (None, {"image_token_id": ...}, "lacks the field 'image_token_id'"),
+        (None, {"text_config": ...}, "its name ends in -hf"),
+        ("text_config", {"model_type": "qwen3"}, "'model_type' is 'qwen3', supported: llama, qwen2"),
+        (
+            "text_config",
+            {"use_sliding_window": True, "sliding_window": 9},
+            "'sliding_window' is 9, supported",
+        ),
+        (
+            "text_config",
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "'yarn' is not supported (default, linear",
+        ),
+        ("vision_config", {"model_type": "siglip_vision_model"}, "supported: internvl_vision"),
+        ("vision_config", {"norm_type": "batch_norm"}, "supported: layer_norm, rms_norm"),
+        ("vision_config", {"hidden_act": "silu"}, "'hidden_act' is 'silu', supported: gelu"),
+        ("vision_config", {"image_size": [24, 48]}, "'image_size' is [24, 48], supported: squares"),
+        ("vision_config", {"patch_size": "4"}, "'patch_size' is '4', expected a number of pixels"),
+        ("vision_config", {"num_channels": 1}, "'num_channels' is 1, supported: 3"),
+        ("vision_config", {"hidden_size": 25}, "width 25 is no multiple of 2 attention heads"),
+        ("vision_config", {"num_hidden_layers": 0}, "'num_layers' is 0, expected at least 1"),
+    ],
+)
+def test_unsupported_configs_are_refused(copy, section, fields, message):
+    path = copy / "config.json"
+    if section is not None:
+        fields = {section: json.loads(path.read_text())[section] | fields}
+    edit_json(path, **fields)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(copy)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
