@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,7 @@ from edgeprune.manifest import MANIFEST_FILE, Manifest, ProfileEntry, manifest_f
 from edgeprune.runtimes.engine_build import build
 from edgeprune.runtimes.engine_builder import build_engine
 from edgeprune.runtimes.engine_profiles import ONE, SPLIT, Limits, profiles
+from edgeprune.runtimes.preprocessing_kinds import preprocessing_from_json
 from edgeprune.runtimes.tensorrt_library import library_for
 from edgeprune.targets import find_target
 
@@ -114,6 +118,30 @@ def test_other_graphs_build(bundle, graphs, request):
     check_against_the_builder(request.getfixturevalue(bundle), "rtx30", ONE, *graphs)
 
 
+def test_pictures_of_any_size(tmp_path):
+    """Qwen2.5-VL: patches, windows and rows of pictures of very different sizes lie inside the profile."""
+    import tiny_qwen
+
+    from edgeprune.export.exporter import export
+
+    bundle = export(
+        tiny_qwen.build_qwen(tmp_path / "qwen", tiny_qwen.QWEN25), tmp_path / "bundle", methods=()
+    )
+    check_against_the_builder(bundle.path, "rtx40", ONE, "vision")
+    manifest = bundle.manifest
+    (profile,) = profiles(manifest, Limits.of(manifest), ONE)["vision"]
+    assert {"patches", "pictures", "longest_picture", "windows"} == set(profile.ranges)
+    preprocessing = preprocessing_from_json(manifest.preprocessing)
+    specs = manifest.graphs["vision"].inputs
+    for sizes in ([(8, 8)], [(400, 8)], [(64, 64)], [(16, 200), (200, 16), (40, 40), (8, 8)]):
+        pictures = [tiny_qwen.picture(*size) for size in sizes]
+        prepared = preprocessing.prepare(pictures, manifest.geometry.grid)
+        for spec in specs:
+            for dim, size in zip(spec.shape, prepared.inputs[spec.name].shape, strict=True):
+                if isinstance(dim, str):
+                    assert profile.ranges[dim][0] <= size <= profile.ranges[dim][2], (sizes, dim, size)
+
+
 def test_a_build_enters_its_engines(built_folder):
     manifest = manifest_of(built_folder)
     entry = manifest.engines["rtx40"]
@@ -205,6 +233,23 @@ def test_an_interrupted_build_keeps_the_old_engines(built):
     assert " in " in log.finished["segment1 (1 profile)"]
     found = {path.name for path in (built / "engines" / "rtx40").glob("*.engine")}
     assert found == {Path(engine.file.path).name for engine in engines.engines.values()}
+
+
+def test_ctrl_c_ends_a_build(atp_bundle, tmp_path):
+    bundle = Path(shutil.copytree(atp_bundle, tmp_path / "atp"))
+    before = (bundle / MANIFEST_FILE).read_bytes()
+    command = [sys.executable, "-m", "edgeprune.cli", "build", str(bundle), "--target", "rtx50"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    first = running.stderr.readline()
+    running.send_signal(signal.SIGINT)
+    output, errors = running.communicate(timeout=60)
+    assert first.startswith("vision (1 profile): ")
+    assert running.returncode == 130, errors
+    assert errors.splitlines()[-1] == "edgeprune: interrupted; nothing was left half-written"
+    assert output == ""
+    assert (bundle / MANIFEST_FILE).read_bytes() == before
+    assert not list(bundle.rglob("*.partial*"))
 
 
 def test_targets_live_side_by_side(built):
