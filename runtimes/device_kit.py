@@ -13,11 +13,10 @@ from edgeprune.runtimes.engine_build import BuildPlan, plan_build
 from edgeprune.runtimes.engine_builder import input_range
 from edgeprune.runtimes.engine_profiles import AUTO, ONE
 from edgeprune.runtimes.engine_store import ENGINES_FOLDER
+from edgeprune.runtimes.tensorrt_library import FUSED_OPSET, FUSED_TENSORRT
 
 BUILD_SCRIPT, CHECKSUMS, README = "build.sh", "SHA256SUMS", "README.md"
 BUNDLE_FOLDER, PLUGIN_FOLDER = "bundle", "plugins"
-# TensorRT reads ONNX's Attention, RotaryEmbedding and RMSNormalization, which opset 23 has, from here on.
-_FUSED_OPSET, _FUSED_TENSORRT = 23, (10, 15)
 _SOURCES = ("*.cu", "*.cuh", "*.cpp", "*.h", "*.hpp", "CMakeLists.txt", "*.cmake")
 
 
@@ -173,8 +172,8 @@ def _copy(source: Path, name: str, folder: Path) -> None:
 def _readme(plan: BuildPlan) -> str:
     manifest, target = plan.bundle.manifest, plan.target
     needed = target.tensorrt[0]
-    if manifest.opset >= _FUSED_OPSET:
-        needed = max(needed, ".".join(str(part) for part in _FUSED_TENSORRT), key=_version)
+    if manifest.opset >= FUSED_OPSET:
+        needed = max(needed, ".".join(str(part) for part in FUSED_TENSORRT), key=_version)
     opset = ""
     if _version(needed) > _version(target.tensorrt[0]):
         opset = (

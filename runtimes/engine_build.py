@@ -126,6 +126,7 @@ def build(
     if workspace is not None and workspace < 1:
         raise EngineError(f"--workspace is {workspace} bytes: give at least one MiB")
     library = library_for(plan.target)
+    library.check_opset(plan.bundle.manifest.opset)
     check_buildable(plan.memory)
     store = EngineStore(plan.bundle, plan.target.name)
     before = plan.bundle.manifest.engines.get(plan.target.name)

@@ -9,6 +9,8 @@ from typing import Any
 from edgeprune.errors import EngineError
 from edgeprune.targets import Target
 
+# TensorRT reads ONNX's Attention, RotaryEmbedding and RMSNormalization, which opset 23 has, from here on.
+FUSED_OPSET, FUSED_TENSORRT = 23, (10, 15)
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
 _KIT = "edgeprune build … --kit DIR writes what to carry to a machine that can"
 
@@ -36,6 +38,18 @@ class TensorRtLibrary:
         """Strongly typed: a flag up to TensorRT 10, the only kind from 11 on."""
         flags = self.module.NetworkDefinitionCreationFlag
         return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+
+    def check_opset(self, opset: int) -> None:
+        """Refuse graphs that this TensorRT does not read.
+
+        Raises:
+            EngineError: The opset is too new; the message says which export helps.
+        """
+        if not self.is_rtx and opset >= FUSED_OPSET and _version(self.version) < FUSED_TENSORRT:
+            raise EngineError(
+                f"the bundle has opset {opset}, which TensorRT reads from 10.15 on, and {self.version} is installed: "
+                "export with --opset 20"
+            )
 
     def compute_capability(self, sm: int) -> Any:
         """TensorRT for RTX's name of a GPU."""
@@ -96,10 +110,14 @@ def _is_of_this_machine(target: Target) -> bool:
 
 def _check_version(library: TensorRtLibrary, target: Target) -> None:
     oldest, newest = target.tensorrt
-    have = tuple(int(part) for part in library.version.split(".")[:2])
-    least = tuple(int(part) for part in oldest.split("."))
+    have, least = _version(library.version), _version(oldest)
     if have < least or have[0] > int(newest):
         raise EngineError(
             f"TensorRT {library.version} is installed, {target.title} needs {oldest} to {newest}.x: install one, or "
             f"{_KIT}"
         )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Major and minor version."""
+    return tuple(int(part) for part in text.split(".")[:2])
