@@ -40,9 +40,9 @@ def prompt_positions(kind: str, is_visual: np.ndarray, visual: VisualLayout | No
     positions = np.empty((3, num_rows), np.int64)
     rows = np.flatnonzero(is_visual)
     row, start = 0, 0
+    shown = visual.places[visual.slots]
     for index, grid in enumerate(visual.grids):
-        places = visual.places[visual.slots]
-        places = places[places[:, 0] == index]
+        places = shown[shown[:, 0] == index]
         first = int(rows[0])
         positions[:, row:first] = np.arange(start, start + first - row)
         start += first - row

@@ -8,6 +8,7 @@ vision tower, tile after tile; slots behind them belong to rows that a family in
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,12 +80,12 @@ class VisualLayout:
         """M."""
         return 1 + max((grid.image for grid in self.grids), default=-1)
 
-    @property
+    @cached_property
     def tokens_per_image(self) -> tuple[int, ...]:
         """Visual tokens of every picture before pruning."""
         return self._count_by_image(self.slots)
 
-    @property
+    @cached_property
     def table(self) -> Int64Array:
         """[P, 5] int64 by slot: grid, row, column, rows and columns of that grid; zeros where nothing is."""
         sizes = np.array([(grid.rows, grid.columns) for grid in self.grids], np.int64).reshape(-1, 2)
