@@ -48,3 +48,7 @@ class ProgressBars:
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(step, total=steps, name=name)
         self._bars.update(self._tasks[name], completed=done, description=step)
+
+    def line(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from edgeprune.bundle import Bundle
 from edgeprune.errors import EngineError
 from edgeprune.manifest import EngineEntry, EngineSetEntry, Manifest, ProfileEntry
+from edgeprune.precision import engine_precision
 from edgeprune.runtimes.engine_builder import BuildProgress, build_engine
 from edgeprune.runtimes.engine_memory import MemoryEstimate, check_buildable, check_fits, estimate
 from edgeprune.runtimes.engine_profiles import (
@@ -24,7 +25,6 @@ from edgeprune.runtimes.engine_store import EngineStore, combined_key, engine_ke
 from edgeprune.runtimes.tensorrt_library import TensorRtLibrary, library_for
 from edgeprune.targets import Target, find_target
 
-PRECISION_OF_DTYPE = {"float32": "fp32", "float16": "fp16"}
 # Raised when the same inputs must give other engines.
 _BUILDER_VERSION = 1
 _Profiles = Mapping[str, tuple[ProfileEntry, ...]]
@@ -69,8 +69,7 @@ def plan_build(
         device.check_precision(precision)
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    precision = _precision(manifest, precision)
-    device.check_precision(precision)
+    precision = engine_precision(manifest, device, precision)
     limits = Limits.of(manifest, max_images, max_sequence)
     candidates = _candidates(manifest, limits, profile_choice)
     least = list(candidates.values())[-1]
@@ -231,21 +230,6 @@ def _choose(plan: BuildPlan, sizes: Mapping[str, int]) -> str:
         if size + beside <= usable:
             return strategy
     return list(sizes)[-1]
-
-
-def _precision(manifest: Manifest, asked: str | None) -> str:
-    own = PRECISION_OF_DTYPE[manifest.dtype]
-    if asked is None or asked == own:
-        return own
-    for dtype, precision in PRECISION_OF_DTYPE.items():
-        if asked == precision:
-            raise EngineError(
-                f"the bundle is {own} and engines are strongly typed: export with --dtype {dtype} for {asked} engines"
-            )
-    raise EngineError(
-        f"the bundle is {own}, and {asked} engines need a bundle quantized to {asked}, which this edgeprune cannot "
-        f"make: build {own}"
-    )
 
 
 def _candidates(manifest: Manifest, limits: Limits, choice: str | Path) -> dict[str, _Profiles]:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from edgeprune.bundle import Bundle
 from edgeprune.errors import BackendError, PictureError
+from edgeprune.quantization_entry import FP8
 from edgeprune.runtimes.answer import Answer
 from edgeprune.runtimes.backend import Backend
 from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch, TowerOutput
@@ -206,4 +207,6 @@ def open_session(
     if backend != "onnxruntime":
         raise BackendError(f"backend '{backend}' is unknown, known: onnxruntime")
     opened = Bundle.open(bundle)
-    return Session(opened, OnnxRuntimeBackend(provider, threads))
+    quantization = opened.manifest.quantization
+    fuse_qdq = quantization is None or FP8 not in quantization.precisions
+    return Session(opened, OnnxRuntimeBackend(provider, threads, fuse_qdq=fuse_qdq))
