@@ -159,13 +159,14 @@ def _measure(
         "provider": runner.engine.provider,
     }
     found: dict[int, Record] = {}
+    malformed = len(bad)
 
     def skip(sample: BadSample) -> None:
         bad.append(sample)
         progress.bad(sample)
 
     def tell() -> None:
-        progress.samples(len(found), len(samples), len(bad))
+        progress.samples(len(found) + len(bad) - malformed, len(samples), len(bad))
 
     with Journal(bundle, settings, restart=restart) as journal:
         left = _not_journaled(samples, journal, found, skip)

@@ -5,7 +5,10 @@ dies is started again by Ray and its samples are run again; records that have co
 """
 
 import json
+import logging
 import os
+import socket
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +24,8 @@ from edgeprune.json_data import from_json, to_json
 LOCAL = "local"
 # Small, so that little is run again when a worker dies.
 _SAMPLES_PER_BLOCK = 4
+_RETRIES = 4
+_CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,12 @@ class RayRunner:
             MissingExtraError: Ray is not installed.
             BackendError: There is no cluster at the address, or its workers cannot run the bundle.
         """
-        # Ray reports how it is used unless it is told not to.
+        # Ray reports how it is used unless it is told not to, and logs what Ray Data does as an error of its own.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray = require("ray", extra="ray", purpose="for --ray")
         data = require("ray.data", extra="ray", purpose="for --ray")
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         self._connect(ray)
         try:
             yield from self._run(ray, data, bundle, samples, max_new_tokens)
@@ -65,6 +72,15 @@ class RayRunner:
             ray.shutdown()
 
     def _connect(self, ray: Any) -> None:
+        host, _, port = self.address.removeprefix("ray://").rpartition(":")
+        try:
+            # Ray itself tries for many minutes.
+            if host and port.isdigit():
+                socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise BackendError(
+                f"nothing answers at {self.address} ({error}): start a Ray cluster, or give --ray local"
+            ) from error
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             if self.address == LOCAL:
@@ -101,13 +117,19 @@ class RayRunner:
             for index, sample in enumerate(samples)
         ]
         blocks = -(-len(rows) // _SAMPLES_PER_BLOCK)
-        done = data.from_items(rows, override_num_blocks=blocks).map(
-            _Worker,
-            fn_constructor_args=(str(bundle.absolute()), engine, max_new_tokens),
-            compute=data.ActorPoolStrategy(size=workers),
-            num_cpus=threads,
-            num_gpus=1 if on_gpu else 0,
-        )
+        with warnings.catch_warnings():
+            # The retries have no other name yet (Ray 2.60).
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+            done = data.from_items(rows, override_num_blocks=blocks).map(
+                _Worker,
+                fn_constructor_args=(str(bundle.absolute()), engine, max_new_tokens),
+                compute=data.ActorPoolStrategy(size=workers),
+                num_cpus=threads,
+                num_gpus=1 if on_gpu else 0,
+                # A worker that is killed is replaced; a sample that ends every worker is not tried for ever.
+                max_restarts=-1,
+                max_task_retries=_RETRIES,
+            )
         for row in done.iter_rows():
             sample = samples[int(row["index"])]
             record = row["record"]
