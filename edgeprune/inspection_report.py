@@ -10,6 +10,7 @@ from rich.text import Text
 
 from edgeprune.inspection import BOUND, CALIBRATED, GroupCost, Inspection
 from edgeprune.manifest import TensorEntry
+from edgeprune.quantization_entry import QuantizationEntry
 
 
 def render_inspection(inspection: Inspection) -> RenderableType:
@@ -50,10 +51,23 @@ def _summary(inspection: Inspection) -> Table:
         ("picture", picture),
         ("context", f"{geometry.context_length} positions, vocabulary of {geometry.vocab_size}"),
         ("size", f"{_bytes(inspection.weights_bytes)} of weights, {_bytes(inspection.total_bytes)} in all"),
+        ("quantized", _quantized(inspection.quantization)),
         ("engines", ", ".join(inspection.engines) or "none: the graphs run with ONNX Runtime"),
     ):
         table.add_row(name, Text(text))
     return table
+
+
+def _quantized(entry: QuantizationEntry | None) -> str:
+    if entry is None:
+        return "no"
+    parts = (("decoder", entry.decoder), ("vision tower", entry.vision))
+    named = ", ".join(f"{name} {part.precision}" for name, part in parts if part is not None)
+    kept = ", ".join(f"{site} {share:.3f}" for site, share in entry.report.kept_agreement.items())
+    return (
+        f"{named} for {entry.form}; of {entry.samples} answers {entry.report.answer_agreement:.1%} as before"
+        + (f", kept tokens (Jaccard) {kept}" if kept else "")
+    )
 
 
 def _pruning(inspection: Inspection) -> RenderableType:
