@@ -91,13 +91,12 @@ def calibrate(
                 bundle, data, options, prompt=prompt, runner=chosen, restart=restart, progress=progress
             )
         except KeyboardInterrupt:
-            click.echo(
-                f"edgeprune: {progress.done} of {progress.total} samples are done; the same command goes on there",
-                err=True,
-            )
+            if progress.total:
+                done = f"{progress.done} of {progress.total} samples are done"
+                click.echo(f"edgeprune: {done}; the same command goes on there", err=True)
             raise
     console().print(render_calibration(entry))
-    if entry.skipped:
-        click.echo(f"{entry.skipped} samples were skipped", err=True)
+    if data is not None and entry.skipped:
+        click.echo(f"samples skipped: {entry.skipped}", err=True)
     if plot is not None:
         plotting.save_plot(entry, plot)

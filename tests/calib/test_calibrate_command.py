@@ -38,7 +38,7 @@ def test_a_table_a_plot_and_the_manifest(bundle, tmp_path):
     assert "Profiles of prefill" in result.stdout
     errors = result.stderr.splitlines()
     assert errors[0].startswith("skipped line 7: no JSON")
-    assert errors[-2:] == ["calibrate: 6 of 6 samples", "1 samples were skipped"]
+    assert errors[-2:] == ["calibrate: 6 of 6 samples", "samples skipped: 1"]
     assert max(len(line) for line in result.stdout.splitlines()) <= 110
     assert Image.open(plot).width == 960
     calibration = Bundle.open(bundle).manifest.calibration
