@@ -63,6 +63,7 @@ class WithAccident:
             yield found
 
 
+@pytest.mark.slow
 def test_counts_are_identical_although_a_worker_is_killed(atp_bundle, tmp_path):
     pytest.importorskip("ray.data", reason="Ray is not installed: pip install 'edgeprune[ray]'")
     data = write_data(tmp_path / "data", COUNT)
