@@ -1,18 +1,19 @@
 """The command line: each command calls the function of the same name."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 import edgeprune
-from edgeprune.errors import DataError, EdgepruneError, PictureError
+from edgeprune.calibrate_command import calibrate
+from edgeprune.errors import EdgepruneError, PictureError
 from edgeprune.interruption import Interruption
 from edgeprune.json_data import to_json
+from edgeprune.quantize_command import quantize
+from edgeprune.terminal import console
 
 
 class _Group(click.Group):
@@ -234,171 +235,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(to_json(found), ensure_ascii=False))
     else:
-        _console().print(inspection_report.render_inspection(found))
+        console().print(inspection_report.render_inspection(found))
 
 
-@main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="JSONL file of pictures and questions, or a folder of pictures; without it, profiles are chosen anew.",
-)
-@click.option("--prompt", help="The question about every picture of a folder.")
-@click.option("--samples", type=int, help="How many to draw; all by default.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
-@click.option("--max-new-tokens", default=64, show_default=True, help="Most tokens to generate.")
-@click.option("--profiles", default=2, show_default=True, help="Most prefill profiles of a segment.")
-@click.option("--quantiles", help="Shares to tell, as 0.5,0.9; by default those that the samples allow.")
-@click.option(
-    "--max-sequence", type=int, help="Most rows that profiles cover; the model's context by default."
-)
-@click.option(
-    "--latency",
-    type=click.Path(path_type=Path),
-    help="JSON file of measured times instead of the cost model.",
-)
-@click.option("--plot", type=click.Path(path_type=Path), help="Write lengths and profiles as a PNG.")
-@click.option("--restart", is_flag=True, help="Forget what an interrupted calibration has done.")
-@click.option("--backend", default="onnxruntime", show_default=True, help="What runs the bundle.")
-@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--threads", type=int, help="Threads of an operator.")
-@click.option("--ray", metavar="ADDRESS|local", help="Run on the workers of a Ray cluster.")
-@click.option(
-    "--workers", type=int, help="Workers with --ray; by default as many as the cluster has room for."
-)
-@click.pass_obj
-def calibrate(
-    interruption: Interruption,
-    bundle: Path,
-    data: Path | None,
-    prompt: str | None,
-    samples: int | None,
-    seed: int,
-    max_new_tokens: int,
-    profiles: int,
-    quantiles: str | None,
-    max_sequence: int | None,
-    latency: Path | None,
-    plot: Path | None,
-    restart: bool,
-    backend: str,
-    provider: str,
-    threads: int | None,
-    ray: str | None,
-    workers: int | None,
-) -> None:
-    """Run BUNDLE on example data, note the lengths, and choose optimization profiles."""
-    from edgeprune.calib import calibration, runner, statistics
-    from edgeprune.calib import plot as plotting
-    from edgeprune.calib.progress import SampleBar
-    from edgeprune.calibration_report import render_calibration
-
-    if plot is not None:
-        plotting.check_plot_path(plot)
-    options = calibration.CalibrationOptions(
-        samples=samples,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-        profiles=profiles,
-        quantiles=None if quantiles is None else statistics.parse_quantiles(quantiles),
-        max_sequence=max_sequence,
-        latency=latency,
-    )
-    engine = runner.Engine(backend, provider, threads)
-    chosen: runner.SampleRunner = runner.LocalRunner(engine)
-    if ray is not None:
-        from edgeprune.calib.ray_runner import RayRunner
-
-        chosen = RayRunner(engine, ray, workers)
-    elif workers is not None:
-        raise DataError("--workers are those of a Ray cluster: give --ray, too")
-    with SampleBar(interruption.check) as progress:
-        try:
-            entry = calibration.calibrate(
-                bundle, data, options, prompt=prompt, runner=chosen, restart=restart, progress=progress
-            )
-        except KeyboardInterrupt:
-            click.echo(
-                f"edgeprune: {progress.done} of {progress.total} samples are done; the same command goes on there",
-                err=True,
-            )
-            raise
-    _console().print(render_calibration(entry))
-    if entry.skipped:
-        click.echo(f"{entry.skipped} samples were skipped", err=True)
-    if plot is not None:
-        plotting.save_plot(entry, plot)
-
-
-@main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the quantized bundle."
-)
-@click.option(
-    "--data",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="JSONL file of pictures and questions, or a folder of pictures, to calibrate with and to compare on.",
-)
-@click.option("--prompt", help="The question about every picture of a folder.")
-@click.option("--decoder", default="int8", show_default=True, help="int8, int4, fp8 or none.")
-@click.option("--vision", default="none", show_default=True, help="The same for tower and projector.")
-@click.option(
-    "--for", "form", default="onnxruntime", show_default=True, help="The runtime: onnxruntime or tensorrt."
-)
-@click.option("--block-size", default=128, show_default=True, help="INT4 weights that share a scale.")
-@click.option("--samples", default=32, show_default=True, help="How many samples to draw.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
-@click.option("--max-new-tokens", default=16, show_default=True, help="Most tokens to generate.")
-@click.option("--threads", type=int, help="Threads of an operator.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.pass_obj
-def quantize(
-    interruption: Interruption,
-    bundle: Path,
-    output: Path,
-    data: Path,
-    prompt: str | None,
-    decoder: str,
-    vision: str,
-    form: str,
-    block_size: int,
-    samples: int,
-    seed: int,
-    max_new_tokens: int,
-    threads: int | None,
-    as_json: bool,
-) -> None:
-    """Make a quantized bundle of BUNDLE and compare the two."""
-    from edgeprune.extras import require
-
-    for module in ("onnx", "onnx_ir", "onnxruntime"):
-        require(module, extra="quantize", purpose="to quantize bundles")
-    from edgeprune.calib import quantize as quantizing
-    from edgeprune.calib.progress import QuantizationBars
-    from edgeprune.calib.quantization_options import QuantizationOptions
-    from edgeprune.quantization_report import render_quantization
-
-    options = QuantizationOptions(
-        decoder=None if decoder == "none" else decoder,
-        vision=None if vision == "none" else vision,
-        form=form,
-        block_size=block_size,
-        samples=samples,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-        threads=threads,
-    )
-    with QuantizationBars(interruption.check) as progress:
-        made = quantizing.quantize(bundle, output, data, options, prompt=prompt, progress=progress)
-    entry = made.manifest.quantization
-    assert entry is not None
-    if as_json:
-        click.echo(json.dumps(to_json(entry)))
-    else:
-        _console().print(render_quantization(entry, made.path.name))
+main.add_command(calibrate)
+main.add_command(quantize)
 
 
 @main.command()
@@ -488,7 +329,7 @@ def targets(as_json: bool) -> None:
             ", ".join(lacking) or "-",
             versions,
         )
-    _console().print(table)
+    console().print(table)
 
 
 @main.command()
@@ -501,21 +342,16 @@ def doctor(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(to_json(found)))
         return
-    console = _console()
-    console.print(
+    terminal = console()
+    terminal.print(
         f"edgeprune {found.edgeprune}, Python {found.python}, {found.machine}, {found.cpu_cores} cores",
         highlight=False,
     )
-    console.print(f"ONNX Runtime providers: {', '.join(found.providers) or 'none'}", highlight=False)
+    terminal.print(f"ONNX Runtime providers: {', '.join(found.providers) or 'none'}", highlight=False)
     table = Table("module", "version", "needed for", "remedy")
     for piece in found.pieces:
         table.add_row(piece.name, piece.version or "missing", piece.purpose, piece.remedy.replace("[", "\\["))
-    console.print(table)
-
-
-def _console() -> Console:
-    """A console that keeps whole tables when the output is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=110)
+    terminal.print(table)
 
 
 def _answer_lines(answer: "edgeprune.Answer") -> list[str]:
