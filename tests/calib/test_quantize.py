@@ -245,10 +245,12 @@ def test_what_decides_which_tokens_are_kept_is_left_as_it_is(made, plain, ivtp_b
 
     assert deciding(plain, "segment0") == {"1.self_attn.q_proj", "1.self_attn.k_proj"}
     assert deciding(plain, "segment1") == deciding(plain, "vision") == set()
-    # The class token's attention of three layers of the tower.
-    assert deciding(ivtp_bundle, "vision") == {f"{i}.self_attn.{x}_proj" for i in range(3) for x in "qk"}
-    # AdaptPrune reads hidden states, PyramidDrop query and key.
-    assert deciding(combined_bundle, "segment1") == {"1.self_attn.q_proj", "1.self_attn.k_proj"}
+    # Two groups of the tower's layers: attention of the class token, and norms of the values of each group's last layer.
+    attention = {f"{layer}.self_attn.{x}_proj" for layer in range(3) for x in "qk"}
+    assert deciding(ivtp_bundle, "vision") == attention | {"1.self_attn.v_proj", "2.self_attn.v_proj"}
+    # AdaptPrune before layer 1 reads layer 0; PyramidDrop projects hidden states with weights of its own graph.
+    assert deciding(combined_bundle, "segment0") == {"0.self_attn.q_proj", "0.self_attn.k_proj"}
+    assert deciding(combined_bundle, "segment1") == set()
     for variant in VARIANTS:
         untouched = {tensor.name: tensor for tensor in loaded(made(*variant), "segment0").graph.initializer}
         for name, weight in weights_of(plain, "segment0").items():
