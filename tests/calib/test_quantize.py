@@ -245,7 +245,7 @@ def test_what_decides_which_tokens_are_kept_is_left_as_it_is(made, plain, ivtp_b
 
     assert deciding(plain, "segment0") == {"1.self_attn.q_proj", "1.self_attn.k_proj"}
     assert deciding(plain, "segment1") == deciding(plain, "vision") == set()
-    # Two groups of the tower's layers: attention of the class token, and norms of the values of each group's last layer.
+    # Two groups of layers: attention of the class token, and norms of the values of each group's last layer.
     attention = {f"{layer}.self_attn.{x}_proj" for layer in range(3) for x in "qk"}
     assert deciding(ivtp_bundle, "vision") == attention | {"1.self_attn.v_proj", "2.self_attn.v_proj"}
     # AdaptPrune before layer 1 reads layer 0; PyramidDrop projects hidden states with weights of its own graph.
