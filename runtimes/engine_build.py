@@ -23,6 +23,7 @@ from edgeprune.runtimes.engine_profiles import (
 )
 from edgeprune.runtimes.engine_store import EngineStore, combined_key, engine_key
 from edgeprune.runtimes.tensorrt_library import TensorRtLibrary, library_for
+from edgeprune.runtimes.timing_cache import TimingCache, timing_cache_of
 from edgeprune.targets import Target
 
 PRECISION_OF_DTYPE = {"float32": "fp32", "float16": "fp16"}
@@ -90,6 +91,7 @@ def build(
     library = library_for(plan.target)
     library.check_opset(plan.bundle.manifest.opset)
     check_buildable(plan.memory)
+    timings = timing_cache_of(library, plan.target, _unheard if progress is None else progress.warning)
     store = EngineStore(plan.bundle, plan.target.name)
     before = plan.bundle.manifest.engines.get(plan.target.name)
     keys = {
@@ -101,7 +103,7 @@ def build(
     known = before if before is not None and before.key == key else None
     built = {
         strategy: {
-            name: _engine(plan, store, library, name, by_graph[name], keys[strategy][name], progress)
+            name: _engine(plan, store, library, name, by_graph[name], keys[strategy][name], timings, progress)
             for name in plan.bundle.manifest.graphs
         }
         for strategy, by_graph in plan.candidates.items()
@@ -148,6 +150,7 @@ def _engine(
     name: str,
     entries: tuple[ProfileEntry, ...],
     key: str,
+    timings: TimingCache | None,
     progress: BuildProgress | None,
 ) -> EngineEntry:
     graph = plan.bundle.manifest.graphs[name]
@@ -166,12 +169,24 @@ def _engine(
     started = time.perf_counter()
     step("parse", 0, 1)
     path = plan.bundle.file(graph.file)
-    workspace = plan.options.workspace_bytes
-    engine = build_engine(library, path, graph, entries, sm=plan.target.sm, workspace=workspace, step=step)
+    engine = build_engine(
+        library,
+        path,
+        graph,
+        entries,
+        sm=plan.target.sm,
+        workspace=plan.options.workspace_bytes,
+        timings=timings,
+        step=step,
+    )
     entry = store.add(name, key, engine.data, entries, time.perf_counter() - started)
     if progress is not None:
         progress.graph(label, f"{entry.file.bytes / 1e6:.1f} MB in {entry.seconds:.1f} s", 1, 1)
     return entry
+
+
+def _unheard(line: str) -> None:
+    """Nobody listens."""
 
 
 def _choose(plan: BuildPlan, sizes: Mapping[str, int]) -> str:
