@@ -10,7 +10,8 @@ from edgeprune.errors import EngineError
 from edgeprune.manifest import EngineEntry, EngineSetEntry, Manifest, ProfileEntry
 from edgeprune.runtimes.build_options import BuildOptions
 from edgeprune.runtimes.engine_builder import BuildProgress, build_engine
-from edgeprune.runtimes.engine_memory import MemoryEstimate, check_buildable, check_fits, estimate
+from edgeprune.runtimes.engine_memory import MemoryEstimate, MemoryModel, check_buildable
+from edgeprune.runtimes.engine_precision import engine_precision
 from edgeprune.runtimes.engine_profiles import (
     AUTO,
     FILE,
@@ -22,11 +23,11 @@ from edgeprune.runtimes.engine_profiles import (
     profiles,
 )
 from edgeprune.runtimes.engine_store import EngineStore, combined_key, engine_key
+from edgeprune.runtimes.memory_remedies import check_fits
 from edgeprune.runtimes.tensorrt_library import TensorRtLibrary, library_for
 from edgeprune.runtimes.timing_cache import TimingCache, timing_cache_of
 from edgeprune.targets import Target
 
-PRECISION_OF_DTYPE = {"float32": "fp32", "float16": "fp16"}
 # Raised when the same inputs must give other engines.
 _BUILDER_VERSION = 1
 _Profiles = Mapping[str, tuple[ProfileEntry, ...]]
@@ -60,14 +61,13 @@ def plan_build(bundle: str | Path, options: BuildOptions) -> BuildPlan:
     device = options.device
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    precision = _precision(manifest, options.precision)
-    device.check_precision(precision)
+    precision = engine_precision(manifest, device, options.precision)
     limits = Limits.of(manifest, options.max_images, options.max_sequence)
     candidates = _candidates(manifest, limits, options.profile_choice)
     least = list(candidates.values())[-1]
-    need = estimate(manifest, limits, {name: len(entries) for name, entries in least.items()})
-    check_fits(need, device, options.usable_bytes)
-    return BuildPlan(opened, options, device, precision, limits, candidates, need)
+    memory = MemoryModel.of(opened, limits, {name: len(entries) for name, entries in least.items()})
+    check_fits(memory, device, options.usable_bytes)
+    return BuildPlan(opened, options, device, precision, limits, candidates, memory.estimate())
 
 
 def build(
@@ -197,21 +197,6 @@ def _choose(plan: BuildPlan, sizes: Mapping[str, int]) -> str:
         if size + beside <= usable:
             return strategy
     return list(sizes)[-1]
-
-
-def _precision(manifest: Manifest, asked: str | None) -> str:
-    own = PRECISION_OF_DTYPE[manifest.dtype]
-    if asked is None or asked == own:
-        return own
-    for dtype, precision in PRECISION_OF_DTYPE.items():
-        if asked == precision:
-            raise EngineError(
-                f"the bundle is {own} and engines are strongly typed: export with --dtype {dtype} for {asked} engines"
-            )
-    raise EngineError(
-        f"the bundle is {own}, and {asked} engines need a bundle quantized to {asked}, which this edgeprune cannot "
-        f"make: build {own}"
-    )
 
 
 def _candidates(manifest: Manifest, limits: Limits, choice: str | Path) -> dict[str, _Profiles]:
