@@ -21,6 +21,7 @@ from edgeprune.runtimes.engine_profiles import (
     Limits,
     parse_profile_file,
     profiles,
+    weight_copies,
 )
 from edgeprune.runtimes.engine_store import EngineStore, combined_key, engine_key
 from edgeprune.runtimes.memory_remedies import check_fits
@@ -65,7 +66,8 @@ def plan_build(bundle: str | Path, options: BuildOptions) -> BuildPlan:
     limits = Limits.of(manifest, options.max_images, options.max_sequence)
     candidates = _candidates(manifest, limits, options.profile_choice)
     least = list(candidates.values())[-1]
-    memory = MemoryModel.of(opened, limits, {name: len(entries) for name, entries in least.items()})
+    copies = {name: weight_copies(entries, rtx=device.rtx) for name, entries in least.items()}
+    memory = MemoryModel.of(opened, limits, copies)
     check_fits(memory, device, options.usable_bytes)
     return BuildPlan(opened, options, device, precision, limits, candidates, memory.estimate())
 

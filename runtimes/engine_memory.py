@@ -13,8 +13,8 @@ from edgeprune.runtimes.engine_profiles import Limits
 from edgeprune.runtimes.external_weights import external_bytes
 from edgeprune.targets import GIB
 
-# Peak of a build beside the weights of the graph: measured, 2.4 … 4.1 GB for 0.69 GB of weights and two profiles.
-_BUILD_COPIES, _BUILD_BASE = 4, GIB
+# Peak of a build: measured (docs/tensorrt.md), 2.4 GB for 0.69 GB of weights, 4.1 GB where they are stored twice.
+_BUILD_COPIES, _BUILD_BASE = 2.25, GIB
 # What CUDA's context and the runtime's kernels take on the device.
 _CONTEXT = GIB // 4
 # A cache is two buffers that swap roles.
@@ -26,7 +26,7 @@ class MemoryEstimate:
     """Bytes, estimated.
 
     Attributes:
-        weights: Of all engines, each profile's own copy where the strategy makes one.
+        weights: Of all engines.
         kv_cache: Of a prompt that fills ``Limits.sequence``. Nothing of it is pruned: it may be text.
         activations: Of the decoder and the vision tower at the greatest sizes of the profiles, the larger.
         build: Host memory that the largest engine takes to build.
@@ -50,23 +50,23 @@ class MemoryModel:
     Attributes:
         manifest: Of the bundle.
         weights: Bytes of weights that each graph reads.
-        profiles: Optimization profiles of each graph's engine.
+        copies: How often each graph's engine holds them; once where it is not named.
         limits: The largest prompts.
         bytes_per_value: Of caches and activations.
     """
 
     manifest: Manifest
     weights: Mapping[str, int]
-    profiles: Mapping[str, int]
+    copies: Mapping[str, int]
     limits: Limits
     bytes_per_value: int
 
     @classmethod
-    def of(cls, bundle: Bundle, limits: Limits, profiles: Mapping[str, int]) -> "MemoryModel":
-        """The model of a bundle whose engines have ``profiles[graph]`` optimization profiles."""
+    def of(cls, bundle: Bundle, limits: Limits, copies: Mapping[str, int]) -> "MemoryModel":
+        """The model of a bundle whose engines hold their weights ``copies[graph]`` times."""
         manifest = bundle.manifest
         weights = {name: external_bytes(bundle.file(graph.file)) for name, graph in manifest.graphs.items()}
-        return cls(manifest, weights, profiles, limits, BYTES_PER_VALUE[manifest.dtype])
+        return cls(manifest, weights, copies, limits, BYTES_PER_VALUE[manifest.dtype])
 
     def estimate(self) -> MemoryEstimate:
         """The estimate."""
@@ -78,12 +78,12 @@ class MemoryModel:
             geometry.vision_hidden_size + max(geometry.vision_intermediate_size, geometry.vision_hidden_size)
         )
         vision_rows = limits.images * geometry.typical_tiles * tile_rows
-        engines = [size * self.profiles.get(name, 1) for name, size in self.weights.items()]
+        engines = [size * self.copies.get(name, 1) for name, size in self.weights.items()]
         return MemoryEstimate(
             weights=sum(engines),
             kv_cache=_CACHE_BUFFERS * kv_cache_bytes(shape, [limits.sequence] * geometry.num_layers, width),
             activations=max(peak_activation_bytes(shape, rows, width), vision_rows * vision * width),
-            build=_BUILD_BASE + _BUILD_COPIES * max(engines),
+            build=_BUILD_BASE + int(_BUILD_COPIES * max(engines)),
         )
 
 

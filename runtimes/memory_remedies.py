@@ -75,7 +75,7 @@ def _fewer_images(model: MemoryModel) -> tuple[str, MemoryModel | None]:
 
 
 def _one_profile(model: MemoryModel) -> tuple[str, MemoryModel | None]:
-    return "--profiles one", replace(model, profiles={})
+    return "--profiles one", replace(model, copies={})
 
 
 def _half(model: MemoryModel) -> tuple[str, MemoryModel | None]:

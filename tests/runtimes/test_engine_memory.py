@@ -66,7 +66,7 @@ def test_a_remedy_that_is_called_enough_is_enough(model, missing):
         assert float(less) >= (need - usable) / GIB - 0.01
     assert "\n" not in message
     if re.search(r"--profiles one \([\d.]+ GiB less, enough\)", message):
-        check_fits(replace(big, profiles={}), ORIN, usable)
+        check_fits(replace(big, copies={}), ORIN, usable)
     if found := re.search(r"--max-sequence (\d+) \([\d.]+ GiB less, enough\)", message):
         rows = int(found[1])
         images = min(big.limits.images, max(1, rows // big.manifest.geometry.tokens_per_image))
