@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from machine import describe_machine
-from random_llava import LlavaSize, write_random_clip, write_random_llava, write_random_thresholds
+from random_llava import FEW_LAYERS, write_random_clip, write_random_llava, write_random_thresholds
 
 from edgeprune.bundle import Bundle
 from edgeprune.checkpoint import load_checkpoint
@@ -32,16 +32,6 @@ from edgeprune.runtimes.engine_build import build, plan_build
 from edgeprune.runtimes.engine_profiles import ONE, SPLIT
 from edgeprune.runtimes.external_weights import external_bytes
 
-# 0.4 B parameters in few layers: tracing takes time by layer, building by parameter.
-SIZE = LlavaSize(
-    hidden_size=2048,
-    intermediate_size=5632,
-    num_layers=6,
-    vocab_size=1024,
-    vision_hidden_size=1024,
-    vision_layers=6,
-    image_size=224,
-)
 METHODS: dict[str, PruningMethod] = {
     "atp": Atp(layers=(2, 3, 5), hidden_width=8),
     "ivtp": Ivtp(decoder_layers=4, group_size=2),
@@ -115,7 +105,7 @@ def _prepare(workdir: Path, methods: list[str]) -> None:
     """Write the checkpoint and its bundles where they are missing."""
     checkpoint, clip = workdir / "checkpoint", workdir / "clip"
     if not (checkpoint / "pruning.safetensors").is_file():
-        write_random_clip(clip, SIZE, write_random_llava(checkpoint, SIZE))
+        write_random_clip(clip, FEW_LAYERS, write_random_llava(checkpoint, FEW_LAYERS))
         geometry = load_checkpoint(checkpoint, methods=()).model.config.geometry
         atp = METHODS["atp"]
         assert isinstance(atp, Atp)

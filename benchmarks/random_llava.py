@@ -62,6 +62,18 @@ class LlavaSize:
         return (self.image_size // self.patch_size) ** 2
 
 
+# 0.4 B parameters in few layers: tracing takes time by layer, building by parameter.
+FEW_LAYERS = LlavaSize(
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_layers=6,
+    vocab_size=1024,
+    vision_hidden_size=1024,
+    vision_layers=6,
+    image_size=224,
+)
+
+
 def write_random_llava(folder: Path, size: LlavaSize, seed: int = 0) -> LlavaForConditionalGeneration:
     """Write a whole checkpoint and return the transformers model, with SDPA attention."""
     torch.manual_seed(seed)
