@@ -112,7 +112,8 @@ def graph_profiles(manifest: Manifest, limits: Limits, strategy: str, name: str)
         found.append(_entry(PREFILL if len(buckets) == 1 else f"{PREFILL}{index}", ranges))
     decode = {**wide, "sequence": (1, 1, min(_DECODE_ROWS, last)), "past": (1, *wide["past"][1:])}
     if "probe_rows" in wide:
-        decode["probe_rows"] = (0, 0, 0)
+        # None come; where none can, the projections are fused another way and their weights stored twice.
+        decode["probe_rows"] = (0, 0, 1)
     return (*found, _entry(DECODE, decode))
 
 
