@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.bundle import Bundle
 from edgeprune.errors import BackendError
 from edgeprune.extras import require
 from edgeprune.runtimes.backend import DeviceTensor, Graph
@@ -44,8 +45,16 @@ class OnnxRuntimeBackend:
             )
         self._threads = threads
 
-    def load(self, path: Path) -> Graph:
-        """Open a graph."""
+    def load(self, bundle: Bundle, name: str) -> Graph:
+        """Open the ONNX file of a graph."""
+        return self.open(bundle.file(bundle.manifest.graphs[name].file))
+
+    def open(self, path: Path) -> Graph:
+        """Open an ONNX file.
+
+        Raises:
+            BackendError: ONNX Runtime cannot run it.
+        """
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         # A chain of sessions shares the cores: threads that spin after a run slow the next graph by a third.
