@@ -37,7 +37,9 @@ def save_sum(folder: Path, dtype: str = "float32") -> Path:
 
 
 def test_unknown_provider():
-    with pytest.raises(BackendError, match="provider 'rocm' is unknown, known: cpu, cuda"):
+    with pytest.raises(
+        BackendError, match="provider 'rocm' is unknown, known: cpu, cuda, tensorrt, tensorrt_rtx"
+    ):
         OnnxRuntimeBackend("rocm")
 
 

@@ -1,0 +1,397 @@
+"""The TensorRT backend on a double of CUDA and TensorRT: whole prompts give what ONNX Runtime gives."""
+
+import gc
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorrt_double
+from tensorrt_double import SM, VERSION, GpuDouble, add_engines
+from tiny_checkpoints import random_prompt
+
+import edgeprune.plugins
+from edgeprune.bundle import Bundle
+from edgeprune.errors import BackendError, EngineError
+from edgeprune.export.check_pictures import check_pictures
+from edgeprune.manifest import MANIFEST_FILE
+from edgeprune.runtimes.engine_profiles import DECODE, ONE, PREFILL, SPLIT, WHOLE
+from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch
+from edgeprune.runtimes.guide import GuideEncoder
+from edgeprune.runtimes.sampling import SamplingOptions
+from edgeprune.runtimes.session import Session, open_session
+
+PICTURES = check_pictures(3, size=(60, 40))
+QUESTION = "What colour is the circle?"
+TOLERANCE = 2e-4
+KINDS = ("atp", "combined", "dyrate", "ivtp", "sparsevlm")
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> GpuDouble:
+    machine = GpuDouble()
+    machine.install(monkeypatch)
+    return machine
+
+
+def copy_of(bundle: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(bundle, folder / "bundle"))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request, tmp_path_factory) -> tuple[str, Path]:
+    """A bundle with engines: ATP's count comes from the device, AdaptPrune's and PyramidDrop's are known, DyRate drops
+    while it answers, IVTP has probe rows and a guide, SparseVLM merges tokens.
+    """
+    bundle = request.getfixturevalue(f"{request.param}_bundle")
+    folder = copy_of(bundle, tmp_path_factory.mktemp("tensorrt"))
+    add_engines(folder, SPLIT)
+    return request.param, folder
+
+
+def answers(folder: Path, backend: str, tokens: int = 12) -> list[tuple[object, ...]]:
+    """About no picture, one and two: ids, what the sites kept, and when tokens were dropped later."""
+    options = {"threads": 1} if backend == "onnxruntime" else {}
+    with open_session(folder, backend=backend, **options) as session:
+        found = [session.answer(PICTURES[:count], QUESTION, SamplingOptions(tokens)) for count in (0, 1, 2)]
+    return [(answer.token_ids, [(s.kept, s.indices, s.evictions) for s in answer.sites]) for answer in found]
+
+
+def test_answers_are_those_of_onnxruntime(kind, gpu):
+    name, folder = kind
+    tokens = 30 if name == "dyrate" else 12
+    ours = answers(folder, "tensorrt", tokens)
+    assert ours == answers(folder, "onnxruntime", tokens)
+    assert any(indices for _, sites in ours for _, indices, _ in sites)
+    if name == "dyrate":
+        assert any(evictions for _, sites in ours for _, _, evictions in sites), (
+            "the comparison would be empty"
+        )
+
+
+def chain_of(folder: Path, backend: str) -> tuple[Session, GraphChain]:
+    session = open_session(folder, backend=backend)
+    manifest = session.bundle.manifest
+    graphs = {name: session.backend.load(session.bundle, name) for name in manifest.graphs}
+    return session, GraphChain(manifest, session.backend, graphs)
+
+
+def guide_of(session: Session, num_text: int):
+    probe = session.bundle.manifest.probe
+    if probe is None or probe.guide_tokenizer is None:
+        return None
+    encoder = GuideEncoder(session.bundle.file(probe.guide_tokenizer), probe.guide_context_length)
+    spans = np.sort(np.random.default_rng(0).integers(0, 20, (num_text, 2)), axis=1)
+    return encoder.encode("a red circle on a table", spans.astype(np.int64))
+
+
+def test_logits_are_those_of_onnxruntime(kind, gpu):
+    _, folder = kind
+    logits: dict[str, list[np.ndarray]] = {}
+    for backend in ("onnxruntime", "tensorrt"):
+        session, chain = chain_of(folder, backend)
+        found = logits.setdefault(backend, [])
+        for images in (0, 1, 2):
+            tokens = session.bundle.manifest.geometry.tokens_per_image
+            ids, pixels = random_prompt(num_images=images, tokens_per_image=tokens, suffix=9, seed=images)
+            tower = None if pixels is None else chain.encode_pictures(pixels, Stopwatch())
+            guide = guide_of(session, 9) if images else None
+            first, sequence = chain.prefill(ids, tower, guide, 4, Stopwatch())
+            found += [first, *(chain.decode(20 + step, sequence, Stopwatch()) for step in range(3))]
+    for ours, theirs in zip(logits["tensorrt"], logits["onnxruntime"], strict=True):
+        assert theirs.std() > 0.1, "the comparison would be empty"
+        assert np.abs(ours - theirs).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt_rtx"])
+@pytest.mark.parametrize("strategy", [ONE, SPLIT])
+def test_both_libraries_and_strategies(atp_bundle, tmp_path, monkeypatch, library, strategy):
+    gpu = GpuDouble(version="10.3.0")
+    gpu.install(monkeypatch, library)
+    folder = copy_of(atp_bundle, tmp_path)
+    add_engines(folder, strategy, builder=library, version="10.3.0")
+    assert answers(folder, "tensorrt", 4) == answers(folder, "onnxruntime", 4)
+    used = {profile for graph, profile in gpu.runs if graph.startswith("segment")}
+    assert used == ({WHOLE} if strategy == ONE else {PREFILL, DECODE})
+    # One context per engine and profile, however many prompts there were.
+    assert len(gpu.contexts) == len(set(gpu.contexts)) == len(set(gpu.runs))
+    if library == "tensorrt_rtx":
+        # Kernels made for one length of a cache that grows would be thrown away at the next token.
+        grows = {key for key, name in gpu.strategies.items() if name == "NONE"}
+        assert {graph for graph, _ in grows} == {"segment0", "segment1", "segment2", "segment3"}
+        assert {profile for _, profile in grows} == ({WHOLE} if strategy == ONE else {DECODE})
+
+
+# What the host waits for
+
+
+def test_the_host_waits_for_one_number_per_site_where_the_count_depends_on_the_picture(
+    atp_bundle, tmp_path, gpu
+):
+    folder = copy_of(atp_bundle, tmp_path)
+    add_engines(folder, SPLIT)
+    session, chain = chain_of(folder, "tensorrt")
+    ids, pixels = random_prompt(num_images=1, seed=1)
+    tower = chain.encode_pictures(pixels, Stopwatch())
+    assert (gpu.waits, gpu.read_bytes) == (0, 0)
+    logits, sequence = chain.prefill(ids, tower, None, 4, Stopwatch())
+    sites = len(session.bundle.manifest.sites)
+    assert (gpu.waits, gpu.read_bytes) == (sites + 1, 8 * sites + logits.nbytes)
+    before = gpu.waits, gpu.read_bytes
+    chain.decode(20, sequence, Stopwatch())
+    assert (gpu.waits, gpu.read_bytes) == (before[0] + 1, before[1] + logits.nbytes)
+
+
+def test_the_host_waits_for_the_logits_alone_where_the_count_is_known(combined_bundle, tmp_path, gpu):
+    folder = copy_of(combined_bundle, tmp_path)
+    add_engines(folder, SPLIT)
+    _, chain = chain_of(folder, "tensorrt")
+    ids, pixels = random_prompt(num_images=2, seed=1)
+    tower = chain.encode_pictures(pixels, Stopwatch())
+    logits, _ = chain.prefill(ids, tower, None, 4, Stopwatch())
+    assert (gpu.waits, gpu.read_bytes) == (1, logits.nbytes)
+
+
+def test_the_table_of_places_is_uploaded_once_per_prompt(tmp_path, gpu, combined_bundle):
+    folder = copy_of(combined_bundle, tmp_path)
+    add_engines(folder, SPLIT)
+    _, chain = chain_of(folder, "tensorrt")
+    ids, pixels = random_prompt(num_images=2, seed=1)
+    tower = chain.encode_pictures(pixels, Stopwatch())
+    gpu.uploads.clear()
+    chain.prefill(ids, tower, None, 4, Stopwatch())
+    reading = [
+        site.graph
+        for site in chain.manifest.sites
+        if any(entry.name == "visual_places" for entry in chain.manifest.graphs[site.graph].inputs)
+    ]
+    assert reading
+    assert gpu.uploads.count(tower.layout.table.nbytes) == 1
+
+
+def test_nothing_is_allocated_from_the_second_token_on(atp_bundle, tmp_path, gpu):
+    folder = copy_of(atp_bundle, tmp_path)
+    add_engines(folder, SPLIT)
+    _, chain = chain_of(folder, "tensorrt")
+    ids, pixels = random_prompt(num_images=1, seed=1)
+    tower = chain.encode_pictures(pixels, Stopwatch())
+    _, sequence = chain.prefill(ids, tower, None, 20, Stopwatch())
+    chain.decode(20, sequence, Stopwatch())
+    before = gpu.mallocs
+    for step in range(10):
+        chain.decode(20 + step, sequence, Stopwatch())
+    assert gpu.mallocs == before
+
+
+def test_a_session_gives_its_memory_back(atp_bundle, tmp_path, gpu):
+    folder = copy_of(atp_bundle, tmp_path)
+    add_engines(folder, SPLIT)
+    with open_session(folder, backend="tensorrt") as session:
+        session.answer(PICTURES[:1], QUESTION, SamplingOptions(3))
+        first = gpu.used()
+        session.answer(PICTURES[:1], QUESTION, SamplingOptions(3))
+        assert gpu.used() == first > 0
+    del session
+    gc.collect()
+    assert gpu.used() == 0
+    assert not gpu.page_locked
+
+
+@pytest.mark.parametrize("on_host", [(), ("num_keep", "keep_count")])
+def test_numbers_on_the_device_and_on_the_host(combined_bundle, tmp_path, gpu, on_host):
+    """TensorRT decides by itself which numbers are sizes to it."""
+    folder = copy_of(combined_bundle, tmp_path)
+    add_engines(folder, ONE, on_host=on_host)
+    assert answers(folder, "tensorrt", 3) == answers(folder, "onnxruntime", 3)
+
+
+# What is refused, in one line
+
+
+def refused(folder: Path, images: int = 1, tokens: int = 3) -> str:
+    with pytest.raises(BackendError) as caught, open_session(folder, backend="tensorrt") as session:
+        session.answer(PICTURES[:images], QUESTION, SamplingOptions(tokens))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def folder(atp_bundle, tmp_path) -> Path:
+    return copy_of(atp_bundle, tmp_path)
+
+
+def test_a_bundle_without_engines(folder, gpu):
+    assert refused(folder) == "the bundle has no engines: edgeprune build BUNDLE --target this"
+
+
+def test_engines_of_another_gpu(folder, gpu):
+    add_engines(folder, ONE, sm=120, target="rtx50")
+    assert refused(folder).startswith(
+        "the bundle has engines for rtx50 (SM 120), and this GPU is SM 89: edgeprune build"
+    )
+
+
+def test_engines_of_another_version(folder, gpu):
+    add_engines(folder, ONE, version="1.6.0")
+    message = refused(folder)
+    assert "of tensorrt_rtx 1.6.0, and an engine runs with the very version that built it" in message
+    assert f"installed is tensorrt_rtx {VERSION}: edgeprune build" in message
+
+
+def test_prompts_beyond_the_profiles(folder, gpu):
+    add_engines(folder, SPLIT, limits=(1, 60))
+    assert "vision: tiles is 2, the engine was built for 1 … 1: build with a larger --max-images" in refused(
+        folder, 2
+    )
+    assert "is 1, the engine was built" not in refused(folder, 1, 200)
+    with (
+        open_session(folder, backend="tensorrt") as session,
+        pytest.raises(
+            BackendError,
+            match=r"segment0: past is 60, the engine was built for 0 … 0 or 1 … 59: .*larger --max-sequence",
+        ),
+    ):
+        session.answer([], QUESTION, SamplingOptions(60))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "changed", "empty"])
+def test_a_damaged_engine(folder, gpu, damage):
+    entry = add_engines(folder, ONE).engines["gather"]
+    path = folder / entry.file.path
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes({"truncated": content[:-3], "changed": content, "empty": b""}[damage])
+    before = (folder / MANIFEST_FILE).read_bytes()
+    message = refused(folder)
+    assert f"the engine {path.name} is" in message
+    assert message.endswith(
+        "build it again with edgeprune build BUNDLE --target this; the rest of the bundle is whole"
+    )
+    assert (folder / MANIFEST_FILE).read_bytes() == before
+    assert Bundle.open(folder, check_all=True)
+
+
+def test_an_engine_that_tensorrt_does_not_take(folder, gpu, monkeypatch):
+    monkeypatch.setattr(tensorrt_double, "MAGIC", "another")
+    add_engines(folder, ONE)
+    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        gpu.install(patch)
+        assert "does not take the engine vision-0000000000000000.engine (Assertion bufferSize" in refused(
+            folder
+        )
+
+
+def test_engines_of_older_graphs(folder, gpu):
+    add_engines(folder, ONE)
+    path = folder / MANIFEST_FILE
+    data = json.loads(path.read_text())
+    data["engines"]["double"]["engines"]["embed"]["onnx_sha256"] = "0" * 64
+    path.write_text(json.dumps(data))
+    assert "were built from other graphs than the bundle has now" in refused(folder)
+
+
+def test_a_run_that_fails(folder, gpu):
+    add_engines(folder, ONE, failing=("projector",))
+    assert f"tensorrt_rtx {VERSION} failed in projector (a kernel failed)" in refused(folder)
+
+
+def test_too_little_memory(folder, gpu):
+    add_engines(folder, ONE)
+    gpu.capacity = 40_000
+    assert "the GPU has no" in refused(folder)
+    assert gpu.used() <= gpu.capacity
+
+
+def test_a_missing_plugin(folder, gpu, monkeypatch):
+    add_engines(folder, ONE, plugin="1")
+    monkeypatch.delattr(edgeprune.plugins, "load", raising=False)
+    assert "the engines need the plugin 1, and this edgeprune has none" in refused(folder)
+    monkeypatch.setattr(edgeprune.plugins, "load", lambda _library: "2", raising=False)
+    assert "were built with the plugin 1, and 2 is installed: build them again" in refused(folder)
+    loaded = []
+    monkeypatch.setattr(
+        edgeprune.plugins, "load", lambda library: loaded.append(library.name) or "1", raising=False
+    )
+    with open_session(folder, backend="tensorrt") as session:
+        assert session.answer([], QUESTION, SamplingOptions(2)).token_ids
+    assert set(loaded) == {"tensorrt_rtx"}
+
+
+def test_options_of_onnxruntime_are_refused(folder, gpu):
+    add_engines(folder, ONE)
+    for option in ({"provider": "cuda"}, {"threads": 2}):
+        with pytest.raises(BackendError, match=f"--{next(iter(option))} is of ONNX Runtime"):
+            open_session(folder, backend="tensorrt", **option)
+
+
+def test_no_tensorrt_is_installed(folder, gpu, monkeypatch):
+    add_engines(folder, ONE)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(
+        EngineError, match=r"no TensorRT is installed to run engines: pip install 'edgeprune\[rtx\]'"
+    ):
+        open_session(folder, backend="tensorrt")
+
+
+def test_two_answers_at_a_time(folder, gpu):
+    """Streams that are read in turn share contexts and scratch memory and have caches of their own."""
+    add_engines(folder, SPLIT)
+    options = SamplingOptions(max_new_tokens=6)
+    with open_session(folder, backend="tensorrt") as session:
+        alone = [list(session.generate([picture], QUESTION, options)) for picture in PICTURES[:2]]
+        streams = [session.generate([picture], QUESTION, options) for picture in PICTURES[:2]]
+        turns: list[list[str]] = [[], []]
+        for _ in range(max(map(len, alone))):
+            for turn, stream in zip(turns, streams, strict=True):
+                turn += [piece for piece in [next(stream, None)] if piece is not None]
+        assert turns == alone
+
+
+# Without a double: what the real libraries do on a machine without a GPU
+
+
+def without_gpu() -> bool:
+    from edgeprune.this_machine import this_machine
+
+    return this_machine() is None
+
+
+@pytest.mark.skipif(not without_gpu(), reason="this machine has a GPU: 'make test-gpu' uses it")
+def test_without_a_gpu(folder):
+    add_engines(folder, ONE)
+    assert "this machine has no NVIDIA GPU with a driver" in refused(folder)
+
+
+@pytest.mark.skipif(not without_gpu(), reason="this machine has a GPU: 'make test-gpu' uses it")
+def test_the_real_cuda_without_a_driver():
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is in the extra 'dev' on Linux")
+    from edgeprune.runtimes.cuda_device import CudaDevice
+
+    with pytest.raises(
+        BackendError, match=r"CUDA cannot use a GPU here .*update the NVIDIA driver"
+    ) as caught:
+        CudaDevice()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not without_gpu(), reason="this machine has a GPU: 'make test-gpu' uses it")
+def test_the_real_tensorrt_without_a_driver(folder, monkeypatch):
+    """It refuses to deserialize a real engine; the line says which."""
+    real = pytest.importorskip(
+        "tensorrt_rtx", reason="TensorRT for RTX is in the extra 'dev' on x86-64 Linux"
+    )
+    from edgeprune.runtimes.engine_build import build
+
+    engines = build(folder, "rtx40", profile_choice=ONE)
+    assert engines.sm == SM
+    GpuDouble().install(monkeypatch)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", real)
+    message = refused(folder)
+    assert f"tensorrt_rtx {real.__version__} does not take the engine vision-" in message
+    assert "Cuda Runtime" in message
