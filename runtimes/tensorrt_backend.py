@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import mmap
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ from edgeprune.runtimes.engine_tensors import (
 )
 from edgeprune.runtimes.tensorrt_library import TensorRtLibrary, TensorRtLog, installed_libraries, new_log
 
+_OUT_OF_MEMORY = re.compile("out ?of ?memory", re.IGNORECASE)
+_LESS = "close other programs that use the GPU, or build with --profiles one and a lower --max-sequence"
+_AGAIN = (
+    "build the engines again with edgeprune build BUNDLE --target this, or run with --backend onnxruntime"
+)
 _REBUILD = "build it again with edgeprune build BUNDLE --target this; the rest of the bundle is whole"
 
 
@@ -111,10 +117,9 @@ class TensorRtBackend:
             log = new_log(library.module)
             runtime = library.module.Runtime(log)
             self._runtimes[engines.builder] = _Runtime(library, log, runtime)
-        found = self._runtimes[engines.builder]
-        if engines.plugin_version is not None:
-            load_plugin(found.library, engines.plugin_version)
-        return found
+            if engines.plugin_version is not None:
+                load_plugin(library, engines.plugin_version)
+        return self._runtimes[engines.builder]
 
 
 def load_plugin(library: TensorRtLibrary, version: str) -> None:
@@ -151,10 +156,10 @@ def _deserialize(runtime: _Runtime, path: Path, entry: EngineEntry) -> Any:
         runtime.log.clear()
         engine = runtime.runtime.deserialize_cuda_engine(content)
     if engine is None:
-        library = runtime.library
+        library, reason = runtime.library, runtime.log.first or "no reason given"
         raise BackendError(
-            f"{library.name} {library.version} does not take the engine {path.name} "
-            f"({runtime.log.first or 'no reason given'}): {_REBUILD}"
+            f"{library.name} {library.version} does not take the engine {path.name} ({reason}): "
+            f"{_LESS if _OUT_OF_MEMORY.search(reason) else _REBUILD}"
         )
     return engine
 
@@ -196,25 +201,37 @@ class _TensorRtGraph:
         profile = choose_profile(self._name, self._profiles, sizes)
         with self._backend.enqueueing:
             self._log.clear()
-            context = self._context(profile)
-            for tensor in self._inputs:
-                if tensor.is_dynamic:
-                    context.handle.set_input_shape(tensor.name, inputs[tensor.name].shape)
-            for name, address in reads.items():
-                context.handle.set_tensor_address(name, address)
-            for name, value in values.items():
-                context.handle.set_tensor_address(name, value.ctypes.data)
-            produced, on_host = self._place_outputs(context.handle, outputs)
-            if not context.handle.execute_async_v3(self._backend.device.stream):
-                raise BackendError(
-                    f"{self._library.name} {self._library.version} failed in {self._name} "
-                    f"({self._log.first or 'no reason given'}): build the engines again, or run with --backend "
-                    "onnxruntime"
-                )
-            # What TensorRT takes from the host it has read when it returns, and written what it gives there.
+            try:
+                handle = self._context(profile)
+                produced, on_host = self._address(handle, inputs, outputs, reads, values)
+                if not handle.execute_async_v3(self._backend.device.stream):
+                    raise self._failed(profile, "")
+            except RuntimeError as error:  # of TensorRT's bindings
+                raise self._failed(profile, str(error)) from error
+            # What TensorRT takes from the host it has read when it returns; what it gives there is sure after a wait.
+            if on_host:
+                self._backend.device.synchronize()
             for name, array in on_host.items():
                 produced[name] = self._backend.upload(array)
         return produced
+
+    def _address(
+        self,
+        handle: Any,
+        inputs: Mapping[str, DeviceTensor],
+        outputs: Mapping[str, DeviceTensor],
+        reads: Mapping[str, int],
+        values: Mapping[str, NDArray[Any]],
+    ) -> tuple[dict[str, DeviceTensor], dict[str, NDArray[Any]]]:
+        """Tell a context all shapes and addresses; the outputs as :meth:`_place_outputs` gives them."""
+        for tensor in self._inputs:
+            if tensor.is_dynamic and not handle.set_input_shape(tensor.name, inputs[tensor.name].shape):
+                raise RuntimeError(f"'{tensor.name}' may not be {inputs[tensor.name].shape}")
+        for name, address in reads.items():
+            handle.set_tensor_address(name, address)
+        for name, value in values.items():
+            handle.set_tensor_address(name, value.ctypes.data)
+        return self._place_outputs(handle, outputs)
 
     def _place_outputs(
         self, handle: Any, given: Mapping[str, DeviceTensor]
@@ -243,18 +260,18 @@ class _TensorRtGraph:
             return owner.value
         return self._backend.download(tensor)
 
-    def _context(self, profile: int) -> "_Context":
+    def _context(self, profile: int) -> Any:
+        """The execution context of a profile, with its scratch memory."""
         context = self._contexts.get(profile)
         if context is None:
-            context = self._contexts[profile] = _Context(self._new_context(profile))
-            stream = self._backend.device.stream
-            if not context.handle.set_optimization_profile_async(profile, stream):
-                raise self._refused(profile)
+            context = _Context(self._new_context(profile))
+            context.handle.set_optimization_profile_async(profile, self._backend.device.stream)
+            self._contexts[profile] = context
         arena = self._backend.arena.block()
         if context.arena is not arena:
             context.handle.set_device_memory(arena.address, arena.size)
             context.arena = arena
-        return context
+        return context.handle
 
     def _new_context(self, profile: int) -> Any:
         trt = self._library.module
@@ -272,14 +289,14 @@ class _TensorRtGraph:
             )
             handle = self._engine.create_execution_context(config)
         if handle is None:
-            raise self._refused(profile)
+            raise RuntimeError("no execution context")
         return handle
 
-    def _refused(self, profile: int) -> BackendError:
+    def _failed(self, profile: int, reason: str) -> BackendError:
+        reason = self._log.first or " ".join(reason.split()) or "no reason given"
         return BackendError(
-            f"{self._library.name} {self._library.version} cannot run profile '{self._profiles[profile].name}' of "
-            f"{self._name} ({self._log.first or 'no reason given'}): close other programs that use the GPU, or build "
-            "the engines again"
+            f"{self._library.name} {self._library.version} failed in {self._name}, profile "
+            f"'{self._profiles[profile].name}' ({reason}): {_LESS if _OUT_OF_MEMORY.search(reason) else _AGAIN}"
         )
 
 

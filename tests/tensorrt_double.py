@@ -16,12 +16,14 @@ import ctypes
 import enum
 import json
 import sys
+import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,7 @@ class GpuDouble:
     memory: dict[int, np.ndarray] = field(default_factory=dict)
     page_locked: dict[int, np.ndarray] = field(default_factory=dict)
     pending: list[Callable[[], None]] = field(default_factory=list)
+    working: Any = field(default_factory=threading.RLock)
 
     def install(self, monkeypatch: Any, library: str = LIBRARY, sm: int = SM) -> None:
         """Make this process believe that it runs on the machine."""
@@ -96,19 +99,20 @@ class GpuDouble:
         monkeypatch.setattr("edgeprune.this_machine.this_machine", lambda: target)
 
     def used(self) -> int:
-        return sum(block.nbytes for block in self.memory.values())
+        return sum(block.nbytes for block in list(self.memory.values()))
 
     def check_range(self, what: str, address: int, size: int) -> None:
         """The bytes lie inside one allocation of the device."""
-        for start, block in self.memory.items():
+        for start, block in list(self.memory.items()):
             if start <= address and address + size <= start + block.nbytes - _ALIGNMENT:
                 return
         raise AssertionError(f"{what}: {size} bytes at {address:#x} are not allocated")
 
     def flush(self) -> None:
-        """Do what is on the stream."""
-        while self.pending:
-            self.pending.pop(0)()
+        """Do what is on the stream, in its order."""
+        with self.working:
+            while self.pending:
+                self.pending.pop(0)()
 
     def cuda(self) -> types.ModuleType:
         """``cuda.bindings.runtime``."""
@@ -192,6 +196,9 @@ class GpuDouble:
                 except (ValueError, AssertionError):
                     self.log.log(Severity.ERROR, "Assertion bufferSize >= minBufferSize failed")
                     self.log.log(Severity.ERROR, "another one that follows from it")
+                    return None
+                if note["fails"] == "memory":
+                    self.log.log(Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was 5 bytes.)")
                     return None
                 return EngineDouble(gpu, module, note, self.log)
 
@@ -355,7 +362,7 @@ class ContextDouble:
 
     def host_value(self, name: str) -> np.ndarray:
         address = self.addresses[name]
-        for start, block in self.engine.gpu.memory.items():
+        for start, block in list(self.engine.gpu.memory.items()):
             assert not start <= address < start + block.nbytes, f"{name} must be on the host"
         return view(address, 8).copy().view(np.int64).reshape(())
 
@@ -372,6 +379,8 @@ class ContextDouble:
         self.sizes()
         assert self.scratch is not None, "no scratch memory was set"
         scratch = self.scratch
+        if engine.note["fails"] == "raises":
+            raise RuntimeError("Error in\nenqueue")
         if engine.note["fails"]:
             engine.log.log(Severity.ERROR, "a kernel failed")
             return False
@@ -441,7 +450,7 @@ def add_engines(
     limits: tuple[int, int] | None = None,
     plugin: str | None = None,
     on_host: tuple[str, ...] = (names.NUM_KEEP,),
-    failing: tuple[str, ...] = (),
+    failing: Mapping[str, str] = MappingProxyType({}),
 ) -> EngineSetEntry:
     """Enter doubles of engines into a bundle, with the profiles that a build would give them."""
     bundle = Bundle.open(folder)
@@ -459,7 +468,7 @@ def add_engines(
             "profiles": to_json(chosen[name]),
             "scratch": _SCRATCH_BYTES + 1000 * index,
             "on_host": on_host,
-            "fails": name in failing,
+            "fails": failing.get(name, ""),
         }
         entries[name] = store.add(name, "0" * 64, json.dumps(note).encode(), chosen[name], 0.0)
     engines = EngineSetEntry("0" * 64, builder, version, sm, "fp32", plugin, strategy, {strategy: 1}, entries)

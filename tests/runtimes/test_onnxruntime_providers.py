@@ -16,6 +16,9 @@ from edgeprune.runtimes.onnxruntime_backend import OnnxRuntimeBackend
 from edgeprune.runtimes.onnxruntime_providers import PROVIDERS, find_provider, graph_options
 from edgeprune.runtimes.session import open_session
 
+# The tests of engines export the same bundles.
+pytestmark = pytest.mark.xdist_group("engines")
+
 BUNDLES = ("atp_bundle", "combined_bundle", "ivtp_bundle", "dyrate_bundle")
 KINDS = (("min", 0), ("opt", 1), ("max", 2))
 

@@ -4,29 +4,37 @@ import gc
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tensorrt_double
+from backend_comparison import (
+    CPU,
+    KINDS,
+    PICTURES,
+    QUESTION,
+    answers,
+    chain_of,
+    compare_answers,
+    compare_logits,
+)
+from click.testing import CliRunner
 from tensorrt_double import SM, VERSION, GpuDouble, add_engines
 from tiny_checkpoints import random_prompt
 
 import edgeprune.plugins
 from edgeprune.bundle import Bundle
+from edgeprune.cli import main
 from edgeprune.errors import BackendError, EngineError
-from edgeprune.export.check_pictures import check_pictures
 from edgeprune.manifest import MANIFEST_FILE
 from edgeprune.runtimes.engine_profiles import DECODE, ONE, PREFILL, SPLIT, WHOLE
-from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch
-from edgeprune.runtimes.guide import GuideEncoder
+from edgeprune.runtimes.graph_chain import Stopwatch
 from edgeprune.runtimes.sampling import SamplingOptions
-from edgeprune.runtimes.session import Session, open_session
+from edgeprune.runtimes.session import open_session
 
-PICTURES = check_pictures(3, size=(60, 40))
-QUESTION = "What colour is the circle?"
-TOLERANCE = 2e-4
-KINDS = ("atp", "combined", "dyrate", "ivtp", "sparsevlm")
+# The tests of engines export the same bundles.
+pytestmark = pytest.mark.xdist_group("engines")
 
 
 @pytest.fixture
@@ -42,67 +50,20 @@ def copy_of(bundle: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request, tmp_path_factory) -> tuple[str, Path]:
-    """A bundle with engines: ATP's count comes from the device, AdaptPrune's and PyramidDrop's are known, DyRate drops
-    while it answers, IVTP has probe rows and a guide, SparseVLM merges tokens.
-    """
+    """A bundle with engines."""
     bundle = request.getfixturevalue(f"{request.param}_bundle")
     folder = copy_of(bundle, tmp_path_factory.mktemp("tensorrt"))
     add_engines(folder, SPLIT)
     return request.param, folder
 
 
-def answers(folder: Path, backend: str, tokens: int = 12) -> list[tuple[object, ...]]:
-    """About no picture, one and two: ids, what the sites kept, and when tokens were dropped later."""
-    options = {"threads": 1} if backend == "onnxruntime" else {}
-    with open_session(folder, backend=backend, **options) as session:
-        found = [session.answer(PICTURES[:count], QUESTION, SamplingOptions(tokens)) for count in (0, 1, 2)]
-    return [(answer.token_ids, [(s.kept, s.indices, s.evictions) for s in answer.sites]) for answer in found]
-
-
 def test_answers_are_those_of_onnxruntime(kind, gpu):
     name, folder = kind
-    tokens = 30 if name == "dyrate" else 12
-    ours = answers(folder, "tensorrt", tokens)
-    assert ours == answers(folder, "onnxruntime", tokens)
-    assert any(indices for _, sites in ours for _, indices, _ in sites)
-    if name == "dyrate":
-        assert any(evictions for _, sites in ours for _, _, evictions in sites), (
-            "the comparison would be empty"
-        )
-
-
-def chain_of(folder: Path, backend: str) -> tuple[Session, GraphChain]:
-    session = open_session(folder, backend=backend)
-    manifest = session.bundle.manifest
-    graphs = {name: session.backend.load(session.bundle, name) for name in manifest.graphs}
-    return session, GraphChain(manifest, session.backend, graphs)
-
-
-def guide_of(session: Session, num_text: int):
-    probe = session.bundle.manifest.probe
-    if probe is None or probe.guide_tokenizer is None:
-        return None
-    encoder = GuideEncoder(session.bundle.file(probe.guide_tokenizer), probe.guide_context_length)
-    spans = np.sort(np.random.default_rng(0).integers(0, 20, (num_text, 2)), axis=1)
-    return encoder.encode("a red circle on a table", spans.astype(np.int64))
+    compare_answers(folder, name, backend="tensorrt")
 
 
 def test_logits_are_those_of_onnxruntime(kind, gpu):
-    _, folder = kind
-    logits: dict[str, list[np.ndarray]] = {}
-    for backend in ("onnxruntime", "tensorrt"):
-        session, chain = chain_of(folder, backend)
-        found = logits.setdefault(backend, [])
-        for images in (0, 1, 2):
-            tokens = session.bundle.manifest.geometry.tokens_per_image
-            ids, pixels = random_prompt(num_images=images, tokens_per_image=tokens, suffix=9, seed=images)
-            tower = None if pixels is None else chain.encode_pictures(pixels, Stopwatch())
-            guide = guide_of(session, 9) if images else None
-            first, sequence = chain.prefill(ids, tower, guide, 4, Stopwatch())
-            found += [first, *(chain.decode(20 + step, sequence, Stopwatch()) for step in range(3))]
-    for ours, theirs in zip(logits["tensorrt"], logits["onnxruntime"], strict=True):
-        assert theirs.std() > 0.1, "the comparison would be empty"
-        assert np.abs(ours - theirs).max() <= TOLERANCE
+    compare_logits(kind[1], backend="tensorrt")
 
 
 @pytest.mark.parametrize("library", ["tensorrt", "tensorrt_rtx"])
@@ -112,7 +73,7 @@ def test_both_libraries_and_strategies(atp_bundle, tmp_path, monkeypatch, librar
     gpu.install(monkeypatch, library)
     folder = copy_of(atp_bundle, tmp_path)
     add_engines(folder, strategy, builder=library, version="10.3.0")
-    assert answers(folder, "tensorrt", 4) == answers(folder, "onnxruntime", 4)
+    assert answers(folder, tokens=4, backend="tensorrt") == answers(folder, tokens=4, **CPU)
     used = {profile for graph, profile in gpu.runs if graph.startswith("segment")}
     assert used == ({WHOLE} if strategy == ONE else {PREFILL, DECODE})
     # One context per engine and profile, however many prompts there were.
@@ -132,7 +93,7 @@ def test_the_host_waits_for_one_number_per_site_where_the_count_depends_on_the_p
 ):
     folder = copy_of(atp_bundle, tmp_path)
     add_engines(folder, SPLIT)
-    session, chain = chain_of(folder, "tensorrt")
+    session, chain = chain_of(folder, backend="tensorrt")
     ids, pixels = random_prompt(num_images=1, seed=1)
     tower = chain.encode_pictures(pixels, Stopwatch())
     assert (gpu.waits, gpu.read_bytes) == (0, 0)
@@ -147,7 +108,7 @@ def test_the_host_waits_for_one_number_per_site_where_the_count_depends_on_the_p
 def test_the_host_waits_for_the_logits_alone_where_the_count_is_known(combined_bundle, tmp_path, gpu):
     folder = copy_of(combined_bundle, tmp_path)
     add_engines(folder, SPLIT)
-    _, chain = chain_of(folder, "tensorrt")
+    _, chain = chain_of(folder, backend="tensorrt")
     ids, pixels = random_prompt(num_images=2, seed=1)
     tower = chain.encode_pictures(pixels, Stopwatch())
     logits, _ = chain.prefill(ids, tower, None, 4, Stopwatch())
@@ -157,7 +118,7 @@ def test_the_host_waits_for_the_logits_alone_where_the_count_is_known(combined_b
 def test_the_table_of_places_is_uploaded_once_per_prompt(tmp_path, gpu, combined_bundle):
     folder = copy_of(combined_bundle, tmp_path)
     add_engines(folder, SPLIT)
-    _, chain = chain_of(folder, "tensorrt")
+    _, chain = chain_of(folder, backend="tensorrt")
     ids, pixels = random_prompt(num_images=2, seed=1)
     tower = chain.encode_pictures(pixels, Stopwatch())
     gpu.uploads.clear()
@@ -174,7 +135,7 @@ def test_the_table_of_places_is_uploaded_once_per_prompt(tmp_path, gpu, combined
 def test_nothing_is_allocated_from_the_second_token_on(atp_bundle, tmp_path, gpu):
     folder = copy_of(atp_bundle, tmp_path)
     add_engines(folder, SPLIT)
-    _, chain = chain_of(folder, "tensorrt")
+    _, chain = chain_of(folder, backend="tensorrt")
     ids, pixels = random_prompt(num_images=1, seed=1)
     tower = chain.encode_pictures(pixels, Stopwatch())
     _, sequence = chain.prefill(ids, tower, None, 20, Stopwatch())
@@ -204,7 +165,7 @@ def test_numbers_on_the_device_and_on_the_host(combined_bundle, tmp_path, gpu, o
     """TensorRT decides by itself which numbers are sizes to it."""
     folder = copy_of(combined_bundle, tmp_path)
     add_engines(folder, ONE, on_host=on_host)
-    assert answers(folder, "tensorrt", 3) == answers(folder, "onnxruntime", 3)
+    assert answers(folder, tokens=3, backend="tensorrt") == answers(folder, tokens=3, **CPU)
 
 
 # What is refused, in one line
@@ -296,9 +257,23 @@ def test_engines_of_older_graphs(folder, gpu):
     assert "were built from other graphs than the bundle has now" in refused(folder)
 
 
-def test_a_run_that_fails(folder, gpu):
-    add_engines(folder, ONE, failing=("projector",))
-    assert f"tensorrt_rtx {VERSION} failed in projector (a kernel failed)" in refused(folder)
+@pytest.mark.parametrize(("how", "reason"), [("says no", "a kernel failed"), ("raises", "Error in enqueue")])
+def test_a_run_that_fails(folder, gpu, how, reason):
+    add_engines(folder, ONE, failing={"projector": how})
+    assert f"tensorrt_rtx {VERSION} failed in projector, profile 'all' ({reason}): " in refused(folder)
+
+
+def test_the_command(folder, gpu):
+    add_engines(folder, SPLIT)
+    asked = ["run", str(folder), "--prompt", QUESTION, "--max-new-tokens", "4", "--json"]
+    found = [
+        CliRunner().invoke(main, [*asked, "--backend", backend]) for backend in ("tensorrt", "onnxruntime")
+    ]
+    ours, theirs = (json.loads(result.stdout) for result in found)
+    assert ours["token_ids"] == theirs["token_ids"]
+    wrong = CliRunner().invoke(main, [*asked, "--backend", "tensorrt", "--provider", "cuda"])
+    assert wrong.exit_code == 1
+    assert wrong.stderr.startswith("edgeprune: --provider is of ONNX Runtime")
 
 
 def test_too_little_memory(folder, gpu):
@@ -306,6 +281,13 @@ def test_too_little_memory(folder, gpu):
     gpu.capacity = 40_000
     assert "the GPU has no" in refused(folder)
     assert gpu.used() <= gpu.capacity
+
+
+def test_too_little_memory_for_an_engine(folder, gpu):
+    add_engines(folder, ONE, failing={"segment1": "memory"})
+    assert "(Error Code 2: OutOfMemory (Requested size was 5 bytes.)): close other programs" in refused(
+        folder
+    )
 
 
 def test_a_missing_plugin(folder, gpu, monkeypatch):
@@ -351,6 +333,16 @@ def test_two_answers_at_a_time(folder, gpu):
             for turn, stream in zip(turns, streams, strict=True):
                 turn += [piece for piece in [next(stream, None)] if piece is not None]
         assert turns == alone
+
+
+def test_threads_share_a_session(folder, gpu):
+    add_engines(folder, SPLIT)
+    options = SamplingOptions(max_new_tokens=5)
+    with open_session(folder, backend="tensorrt") as session:
+        expected = [session.answer([picture], QUESTION, options).token_ids for picture in PICTURES]
+        with ThreadPoolExecutor(3) as threads:
+            asked = [threads.submit(session.answer, [picture], QUESTION, options) for picture in PICTURES * 2]
+            assert [one.result().token_ids for one in asked] == expected * 2
 
 
 # Without a double: what the real libraries do on a machine without a GPU
