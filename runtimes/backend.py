@@ -74,6 +74,9 @@ class Backend(Protocol):
             BackendError: The backend cannot run it.
         """
 
+    def longest_sequence(self, bundle: Bundle) -> int | None:
+        """Most rows of a prompt with its answer that the graphs take; None where the model alone limits them."""
+
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceTensor:
         """Uninitialised memory on the device, aligned to ``ALIGNMENT`` bytes where the backend needs that."""
 

@@ -65,6 +65,19 @@ def _is_current(manifest: Manifest, entry: EngineSetEntry) -> bool:
     )
 
 
+def longest_sequence(manifest: Manifest, engines: EngineSetEntry) -> int | None:
+    """Most rows of a prompt with its answer that the engines take; None for a decoder without a cache.
+
+    The first segment with a cache sees every row; behind a site there are fewer.
+    """
+    for segment in manifest.segments:
+        profiles = engines.engines[segment.graph].profiles
+        cached = [profile.ranges["past"][2] for profile in profiles if "past" in profile.ranges]
+        if cached:
+            return max(cached) + 1
+    return None
+
+
 def dimension_places(graph: GraphEntry) -> dict[str, tuple[str, int | None]]:
     """Where the size of every dynamic dimension can be read: an input and its axis; of a value, the input alone."""
     places: dict[str, tuple[str, int | None]] = {}

@@ -48,6 +48,10 @@ class OnnxRuntimeBackend:
         options = graph_options(self._provider, bundle, name)
         return self.open(bundle.file(bundle.manifest.graphs[name].file), options)
 
+    def longest_sequence(self, bundle: Bundle) -> int | None:  # noqa: ARG002 - of every bundle the same
+        """ONNX Runtime takes any size; what its providers build covers the whole context."""
+        return None
+
     def open(self, path: Path, provider_options: Mapping[str, str] | None = None) -> Graph:
         """Open an ONNX file.
 

@@ -43,7 +43,11 @@ class Session:
         self.bundle = bundle
         self.backend = backend
         self.preprocessing = preprocessing_from_json(manifest.preprocessing)
-        self.prompts = PromptEncoder(PromptFormat.from_json(manifest.prompt), bundle.file(manifest.tokenizer))
+        self.prompts = PromptEncoder(
+            PromptFormat.from_json(manifest.prompt),
+            bundle.file(manifest.tokenizer),
+            built_for=backend.longest_sequence(bundle),
+        )
         self._guide: GuideEncoder | None = None
         if manifest.probe is not None and manifest.probe.guide_tokenizer is not None:
             self._guide = GuideEncoder(

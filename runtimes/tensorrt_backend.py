@@ -24,6 +24,7 @@ from edgeprune.runtimes.engine_choice import (
     choose_profile,
     dimension_places,
     dimension_sizes,
+    longest_sequence,
 )
 from edgeprune.runtimes.engine_tensors import (
     check_output_shape,
@@ -87,13 +88,16 @@ class TensorRtBackend:
 
     def load(self, bundle: Bundle, name: str) -> Graph:
         """Deserialize the engine of a graph."""
-        versions = {library.name: library.version for library in self._libraries.values()}
-        _, engines = choose_engines(bundle.manifest, self._sm, versions)
+        engines = self._engines(bundle)
         runtime = self._runtime(engines)
         entry = engines.engines[name]
         engine = _deserialize(runtime, bundle.file(entry.file), entry)
         self.arena.reserve(engine.device_memory_size_v2)
         return _TensorRtGraph(self, runtime, engine, name, bundle.manifest.graphs[name], entry)
+
+    def longest_sequence(self, bundle: Bundle) -> int | None:
+        """What the profile of the longest cache holds, so that no answer ends in the middle."""
+        return longest_sequence(bundle.manifest, self._engines(bundle))
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceTensor:
         """Uninitialised memory, used again when nothing refers to it any more."""
@@ -111,6 +115,10 @@ class TensorRtBackend:
         """Read a tensor; waits for what writes it."""
         return self.device.download(tensor.address, tensor.shape, tensor.dtype)
 
+    def _engines(self, bundle: Bundle) -> EngineSetEntry:
+        versions = {library.name: library.version for library in self._libraries.values()}
+        return choose_engines(bundle.manifest, self._sm, versions)[1]
+
     def _runtime(self, engines: EngineSetEntry) -> _Runtime:
         if engines.builder not in self._runtimes:
             library = self._libraries[engines.builder]
@@ -123,10 +131,11 @@ class TensorRtBackend:
 
 
 def load_plugin(library: TensorRtLibrary, version: str) -> None:
-    """Register the plugin that engines were built with.
+    """Give TensorRT the plugins that engines were built with.
 
     Raises:
         BackendError: This edgeprune has none, or another version.
+        EngineError: Its library is missing or does not fit this TensorRT.
     """
     load = getattr(importlib.import_module("edgeprune.plugins"), "load", None)
     if load is None:
@@ -134,7 +143,7 @@ def load_plugin(library: TensorRtLibrary, version: str) -> None:
             f"the engines need the plugin {version}, and this edgeprune has none: update edgeprune, or build the "
             "engines without it"
         )
-    found = load(library)
+    found = str(load(library.module).version)
     if found != version:
         raise BackendError(
             f"the engines were built with the plugin {version}, and {found} is installed: build them again with "

@@ -32,7 +32,7 @@ import onnxruntime
 from edgeprune import tensor_names as names
 from edgeprune.bundle import Bundle
 from edgeprune.json_data import to_json
-from edgeprune.manifest import EngineEntry, EngineSetEntry
+from edgeprune.manifest import EngineEntry, EngineSetEntry, ProfileEntry
 from edgeprune.runtimes.engine_profiles import Limits, profiles
 from edgeprune.runtimes.engine_store import EngineStore
 from edgeprune.targets import GIB, Target
@@ -448,6 +448,7 @@ def add_engines(
     sm: int = SM,
     target: str = "double",
     limits: tuple[int, int] | None = None,
+    chosen: Mapping[str, tuple[ProfileEntry, ...]] | None = None,
     plugin: str | None = None,
     on_host: tuple[str, ...] = (names.NUM_KEEP,),
     failing: Mapping[str, str] = MappingProxyType({}),
@@ -457,7 +458,8 @@ def add_engines(
     manifest = bundle.manifest
     store = EngineStore(bundle, target)
     entries: dict[str, EngineEntry] = {}
-    chosen = profiles(manifest, Limits.of(manifest, *(limits or (None, None))), strategy)
+    if chosen is None:
+        chosen = profiles(manifest, Limits.of(manifest, *(limits or (None, None))), strategy)
     for index, (name, graph) in enumerate(manifest.graphs.items()):
         note = {
             "magic": MAGIC,

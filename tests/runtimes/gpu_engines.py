@@ -16,6 +16,7 @@ from backend_comparison import CPU, KINDS, PICTURES, QUESTION, answers, compare_
 from edgeprune.errors import BackendError, EngineError, MissingExtraError
 from edgeprune.export.exporter import export
 from edgeprune.manifest import MANIFEST_FILE, manifest_from_json
+from edgeprune.runtimes.build_options import BuildOptions
 from edgeprune.runtimes.engine_build import build
 from edgeprune.runtimes.engine_profiles import ONE, SPLIT
 from edgeprune.runtimes.onnxruntime_backend import OnnxRuntimeBackend
@@ -47,7 +48,7 @@ def built(bundle: Path, folder: Path, strategy: str) -> Path:
     """A copy of a bundle with engines for this GPU."""
     copy = Path(shutil.copytree(bundle, folder / bundle.name))
     try:
-        engines = build(copy, "this", profile_choice=strategy)
+        engines = build(copy, BuildOptions("this", profile_choice=strategy))
     except EngineError as error:
         if "is installed" in str(error) or "pip install" in str(error):
             pytest.skip(str(error))

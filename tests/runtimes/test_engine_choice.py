@@ -17,8 +17,9 @@ from edgeprune.runtimes.engine_choice import (
     choose_profile,
     dimension_places,
     dimension_sizes,
+    longest_sequence,
 )
-from edgeprune.runtimes.engine_profiles import SPLIT, Limits, profiles
+from edgeprune.runtimes.engine_profiles import ONE, SPLIT, Limits, profiles
 
 
 @pytest.fixture
@@ -111,6 +112,18 @@ def test_prefill_and_decode_have_profiles_of_their_own(atp):
         assert names[choose_profile("segment1", found, {"sequence": sequence, "past": past})] == expected
     with pytest.raises(BackendError, match=r"past is 512, .*1 … 511: build with a larger --max-sequence"):
         choose_profile("segment1", found, {"sequence": 1, "past": 512})
+
+
+@pytest.mark.parametrize("strategy", [ONE, SPLIT])
+def test_the_longest_sequence_is_that_of_the_build(atp, strategy):
+    found = profiles(atp, Limits.of(atp, 1, 100), strategy)
+    entries = {
+        name: EngineEntry(FileEntry(name, "0" * 64, 1), "", "", found[name], 1.0) for name in atp.graphs
+    }
+    assert longest_sequence(atp, engines(atp, engines=entries)) == 100
+    # A segment without layers has no cache.
+    first = replace(entries["segment0"], profiles=(ProfileEntry("all", {"sequence": (1, 1, 9)}),))
+    assert longest_sequence(atp, engines(atp, engines=entries | {"segment0": first})) == 100
 
 
 def test_pictures_beyond_the_profile_name_their_option(atp):

@@ -2,10 +2,12 @@
 
 import gc
 import json
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tensorrt_double
@@ -26,9 +28,9 @@ from tiny_checkpoints import random_prompt
 import edgeprune.plugins
 from edgeprune.bundle import Bundle
 from edgeprune.cli import main
-from edgeprune.errors import BackendError, EngineError
+from edgeprune.errors import BackendError, EngineError, PromptError
 from edgeprune.manifest import MANIFEST_FILE
-from edgeprune.runtimes.engine_profiles import DECODE, ONE, PREFILL, SPLIT, WHOLE
+from edgeprune.runtimes.engine_profiles import DECODE, ONE, PREFILL, SPLIT, WHOLE, Limits, parse_profile_file
 from edgeprune.runtimes.graph_chain import Stopwatch
 from edgeprune.runtimes.sampling import SamplingOptions
 from edgeprune.runtimes.session import open_session
@@ -202,19 +204,32 @@ def test_engines_of_another_version(folder, gpu):
 
 
 def test_prompts_beyond_the_profiles(folder, gpu):
-    add_engines(folder, SPLIT, limits=(1, 60))
-    assert "vision: tiles is 2, the engine was built for 1 … 1: build with a larger --max-images" in refused(
-        folder, 2
+    add_engines(folder, SPLIT, limits=(1, 100))
+    message = "vision: tiles is 2, the engine was built for 1 … 1: build with a larger --max-images"
+    assert message in refused(folder, 2)
+    with open_session(folder, backend="tensorrt") as session:
+        length = session.answer([], QUESTION, SamplingOptions(1)).prompt_tokens
+        runs = len(gpu.runs)
+        with pytest.raises(
+            PromptError,
+            match=r"exceed what the engines were built for, 100 by 1: .* a larger --max-sequence$",
+        ):
+            session.answer([], QUESTION, SamplingOptions(101 - length))
+        assert len(gpu.runs) == runs
+        assert session.answer([], QUESTION, SamplingOptions(100 - length)).finish_reason in ("length", "end")
+
+
+def test_a_profile_that_is_too_short(folder, gpu):
+    """A file of profiles may leave out what a prompt then needs."""
+    manifest = Bundle.open(folder).manifest
+    given = {"segment0": [{"sequence": [1, 20, 30], "past": [0, 0, 0]}, {"sequence": [1, 1, 1]}]}
+    path = folder.parent / "profiles.json"
+    path.write_text(json.dumps(given))
+    add_engines(folder, ONE, chosen=parse_profile_file(path, manifest, Limits.of(manifest)))
+    assert re.search(
+        r"segment0: sequence is \d+, the engine was built for 1 … 30 or 1 … 1: .*larger --max-sequence",
+        refused(folder, 1),
     )
-    assert "is 1, the engine was built" not in refused(folder, 1, 200)
-    with (
-        open_session(folder, backend="tensorrt") as session,
-        pytest.raises(
-            BackendError,
-            match=r"segment0: past is 60, the engine was built for 0 … 0 or 1 … 59: .*larger --max-sequence",
-        ),
-    ):
-        session.answer([], QUESTION, SamplingOptions(60))
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "changed", "empty"])
@@ -294,15 +309,22 @@ def test_a_missing_plugin(folder, gpu, monkeypatch):
     add_engines(folder, ONE, plugin="1")
     monkeypatch.delattr(edgeprune.plugins, "load", raising=False)
     assert "the engines need the plugin 1, and this edgeprune has none" in refused(folder)
-    monkeypatch.setattr(edgeprune.plugins, "load", lambda _library: "2", raising=False)
-    assert "were built with the plugin 1, and 2 is installed: build them again" in refused(folder)
     loaded = []
-    monkeypatch.setattr(
-        edgeprune.plugins, "load", lambda library: loaded.append(library.name) or "1", raising=False
-    )
+
+    def load(version):
+        def load_plugins(module):
+            loaded.append(module.__name__)
+            return SimpleNamespace(version=version)
+
+        monkeypatch.setattr(edgeprune.plugins, "load", load_plugins, raising=False)
+
+    load("2")
+    assert "were built with the plugin 1, and 2 is installed: build them again" in refused(folder)
+    loaded.clear()
+    load("1")
     with open_session(folder, backend="tensorrt") as session:
         assert session.answer([], QUESTION, SamplingOptions(2)).token_ids
-    assert set(loaded) == {"tensorrt_rtx"}
+    assert loaded == ["tensorrt_rtx"]
 
 
 def test_options_of_onnxruntime_are_refused(folder, gpu):
@@ -378,9 +400,10 @@ def test_the_real_tensorrt_without_a_driver(folder, monkeypatch):
     real = pytest.importorskip(
         "tensorrt_rtx", reason="TensorRT for RTX is in the extra 'dev' on x86-64 Linux"
     )
+    from edgeprune.runtimes.build_options import BuildOptions
     from edgeprune.runtimes.engine_build import build
 
-    engines = build(folder, "rtx40", profile_choice=ONE)
+    engines = build(folder, BuildOptions("rtx40", profile_choice=ONE))
     assert engines.sm == SM
     GpuDouble().install(monkeypatch)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", real)
