@@ -4,7 +4,6 @@ Source of the option names: onnxruntime.ai, "TensorRT Execution Provider"; tenso
 onnxruntime-ep-nv-tensorrt-rtx 0.5.0.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from edgeprune.extras import require
 from edgeprune.manifest import GraphEntry, Manifest, ProfileEntry
 from edgeprune.runtimes.engine_builder import input_range
 from edgeprune.runtimes.engine_profiles import ONE, Limits, graph_profiles
+from edgeprune.runtimes.user_cache import user_cache
 
 _RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 
@@ -131,8 +131,7 @@ def profile_shapes(graph: GraphEntry, profile: ProfileEntry) -> dict[str, str]:
 
 def cache_folder(provider: Provider, manifest: Manifest, name: str) -> Path:
     """Where a provider keeps what it built of a graph; graphs of other content have other folders."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "edgeprune" / provider.name / manifest.graphs[name].file.sha256[:16]
+    return user_cache() / provider.name / manifest.graphs[name].file.sha256[:16]
 
 
 def _register_rtx(ort: Any, provider: Provider) -> None:

@@ -5,6 +5,7 @@ import importlib
 import mmap
 import re
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,9 @@ from edgeprune.runtimes.engine_tensors import (
     input_addresses,
     output_addresses,
 )
+from edgeprune.runtimes.kernel_cache import KernelCache
 from edgeprune.runtimes.tensorrt_library import TensorRtLibrary, TensorRtLog, installed_libraries, new_log
+from edgeprune.runtimes.user_cache import user_cache
 
 _OUT_OF_MEMORY = re.compile("out ?of ?memory", re.IGNORECASE)
 _LESS = "close other programs that use the GPU, or build with --profiles one and a lower --max-sequence"
@@ -52,11 +55,12 @@ class _Uploaded:
 
 @dataclass(frozen=True)
 class _Runtime:
-    """A TensorRT that deserializes, with the log of its errors."""
+    """A TensorRT that deserializes, with the log of its errors and, for RTX, the kernels that it compiled before."""
 
     library: TensorRtLibrary
     log: TensorRtLog
     runtime: Any
+    kernels: KernelCache | None
 
 
 class TensorRtBackend:
@@ -124,10 +128,17 @@ class TensorRtBackend:
             library = self._libraries[engines.builder]
             log = new_log(library.module)
             runtime = library.module.Runtime(log)
-            self._runtimes[engines.builder] = _Runtime(library, log, runtime)
+            kernels = self._kernels(library) if library.is_rtx else None
+            self._runtimes[engines.builder] = _Runtime(library, log, runtime, kernels)
             if engines.plugin_version is not None:
                 load_plugin(library, engines.plugin_version)
         return self._runtimes[engines.builder]
+
+    def _kernels(self, library: TensorRtLibrary) -> KernelCache:
+        """Kept when nothing uses the backend any more, at the latest when Python ends."""
+        kernels = KernelCache(user_cache() / f"kernels-{library.version}-sm{self._sm}")
+        weakref.finalize(self, kernels.keep)
+        return kernels
 
 
 def load_plugin(library: TensorRtLibrary, version: str) -> None:
@@ -189,6 +200,7 @@ class _TensorRtGraph:
         self._library, self._log = runtime.library, runtime.log
         # An engine must not outlive the runtime that made it.
         self._runtime = runtime.runtime
+        self._kernels = runtime.kernels
         self._engine = engine
         self._name = name
         self._profiles = entry.profiles
@@ -285,7 +297,7 @@ class _TensorRtGraph:
     def _new_context(self, profile: int) -> Any:
         trt = self._library.module
         managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not self._library.is_rtx:
+        if self._kernels is None:
             handle = self._engine.create_execution_context(managed)
         else:
             config = self._engine.create_runtime_config()
@@ -296,6 +308,7 @@ class _TensorRtGraph:
             config.dynamic_shapes_kernel_specialization_strategy = (
                 strategies.NONE if grows else strategies.LAZY
             )
+            self._kernels.attach(config)
             handle = self._engine.create_execution_context(config)
         if handle is None:
             raise RuntimeError("no execution context")

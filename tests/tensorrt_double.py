@@ -73,6 +73,7 @@ class GpuDouble:
         contexts: Name of the graph and of the profile of every context that was made.
         strategies: Of kernel specialisation, by graph and profile.
         mallocs: How often memory was allocated.
+        kernels_read: Bytes of compiled kernels that were read from a file.
     """
 
     capacity: int = 1 << 30
@@ -80,6 +81,7 @@ class GpuDouble:
     waits: int = 0
     read_bytes: int = 0
     mallocs: int = 0
+    kernels_read: int = 0
     uploads: list[int] = field(default_factory=list)
     runs: list[tuple[str, str]] = field(default_factory=list)
     contexts: list[tuple[str, str]] = field(default_factory=list)
@@ -256,7 +258,7 @@ class EngineDouble:
         return name in self.note["on_host"]
 
     def create_runtime_config(self) -> "ConfigDouble":
-        return ConfigDouble()
+        return ConfigDouble(self.gpu)
 
     def create_execution_context(self, given: Any) -> "ContextDouble":
         rtx = isinstance(given, ConfigDouble)
@@ -264,6 +266,8 @@ class EngineDouble:
         assert (
             given.allocation if rtx else given
         ) is self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if rtx:
+            given.cache.kernels += b"k"
         context = ContextDouble(self, given.dynamic_shapes_kernel_specialization_strategy.name if rtx else "")
         self.contexts.add(context)
         return context
@@ -273,10 +277,36 @@ class ConfigDouble:
     """``IRuntimeConfig`` of TensorRT for RTX."""
 
     allocation: Any = None
+    cache: Any = None
     dynamic_shapes_kernel_specialization_strategy: Any = None
+
+    def __init__(self, gpu: GpuDouble) -> None:
+        self.gpu = gpu
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.allocation = strategy
+
+    def create_runtime_cache(self) -> "CacheDouble":
+        return CacheDouble(self.gpu)
+
+    def set_runtime_cache(self, cache: "CacheDouble") -> bool:
+        self.cache = cache
+        return True
+
+
+class CacheDouble:
+    """``IRuntimeCache``: one byte per context that was made with it."""
+
+    def __init__(self, gpu: GpuDouble) -> None:
+        self.kernels, self.gpu = b"", gpu
+
+    def deserialize(self, blob: Any) -> bool:
+        self.kernels = bytes(blob)
+        self.gpu.kernels_read = len(self.kernels)
+        return True
+
+    def serialize(self) -> memoryview:
+        return memoryview(self.kernels)
 
 
 class ContextDouble:

@@ -39,6 +39,14 @@ from edgeprune.runtimes.session import open_session
 pytestmark = pytest.mark.xdist_group("engines")
 
 
+@pytest.fixture(autouse=True)
+def kernels(tmp_path_factory, monkeypatch) -> Path:
+    """Where compiled kernels are kept."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "edgeprune"
+
+
 @pytest.fixture
 def gpu(monkeypatch) -> GpuDouble:
     machine = GpuDouble()
@@ -160,6 +168,18 @@ def test_a_session_gives_its_memory_back(atp_bundle, tmp_path, gpu):
     gc.collect()
     assert gpu.used() == 0
     assert not gpu.page_locked
+
+
+def test_compiled_kernels_outlive_a_session(folder, gpu, kernels):
+    add_engines(folder, SPLIT)
+    for opened in range(2):
+        with open_session(folder, backend="tensorrt") as session:
+            session.answer([], QUESTION, SamplingOptions(2))
+        del session
+        gc.collect()
+        assert (gpu.kernels_read > 0) == (opened > 0)
+        (file,) = kernels.iterdir()
+        assert (file.name, file.stat().st_size) == (f"kernels-{VERSION}-sm{SM}", len(gpu.contexts))
 
 
 @pytest.mark.parametrize("on_host", [(), ("num_keep", "keep_count")])
