@@ -156,7 +156,7 @@ def _measure(
     settings: dict[str, str | int] = {
         "max_new_tokens": options.max_new_tokens,
         "backend": runner.engine.backend,
-        "provider": runner.engine.provider,
+        "provider": runner.engine.provider or "cpu",
     }
     found: dict[int, Record] = {}
     malformed = len(bad)

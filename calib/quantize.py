@@ -98,10 +98,9 @@ def quantize(
     with writing(output) as partial:
         with tempfile.TemporaryDirectory(dir=partial, prefix=_SCRATCH) as scratch:
             recorded = _recorders(opened.manifest, options, Path(scratch))
-            by_file = {opened.manifest.graphs[name].file.path: inputs for name, inputs in recorded.items()}
             for sample in bad:
                 progress.bad(sample)
-            with Session(opened, RecordingBackend(backend, by_file)) as session:
+            with Session(opened, RecordingBackend(backend, recorded)) as session:
                 usable, hashed = _usable(session, samples, options, progress)
             made = _quantize_graphs(opened, partial, options, recorded, Path(scratch), progress)
         entry = QuantizationEntry(

@@ -102,8 +102,9 @@ class RayRunner:
         self, ray: Any, data: Any, bundle: Path, samples: Sequence[Sample], max_new_tokens: int
     ) -> Iterator[Outcome]:
         threads = self.engine.threads or 1
-        engine = replace(self.engine, threads=threads)
-        on_gpu = engine.provider == "cuda"
+        # Workers share a machine; a GPU's backend takes no threads.
+        engine = self.engine if self.engine.on_gpu else replace(self.engine, threads=threads)
+        on_gpu = engine.on_gpu
         resources = ray.cluster_resources()
         room = int(resources.get("GPU", 0)) if on_gpu else int(resources.get("CPU", 1)) // threads
         workers = min(self.workers or max(1, room), len(samples))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.bundle import Bundle
 from edgeprune.runtimes.backend import Backend, DeviceTensor, Graph
 
 
@@ -46,7 +47,7 @@ class RecordingBackend:
 
     Args:
         backend: What runs them.
-        recorded: Where the inputs go, by file name of the graph; other graphs keep nothing.
+        recorded: Where the inputs go, by graph; other graphs keep nothing.
     """
 
     def __init__(self, backend: Backend, recorded: Mapping[str, RecordedInputs]) -> None:
@@ -54,10 +55,14 @@ class RecordingBackend:
         self._backend = backend
         self._recorded = recorded
 
-    def load(self, path: Path) -> Graph:
+    def load(self, bundle: Bundle, name: str) -> Graph:
         """See :class:`edgeprune.runtimes.backend.Backend`."""
-        graph, inputs = self._backend.load(path), self._recorded.get(path.name)
+        graph, inputs = self._backend.load(bundle, name), self._recorded.get(name)
         return graph if inputs is None else _RecordingGraph(graph, self._backend, inputs)
+
+    def longest_sequence(self, bundle: Bundle) -> int | None:
+        """See :class:`edgeprune.runtimes.backend.Backend`."""
+        return self._backend.longest_sequence(bundle)
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceTensor:
         """See :class:`edgeprune.runtimes.backend.Backend`."""

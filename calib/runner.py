@@ -18,14 +18,19 @@ class Engine:
     """What runs the bundle; arguments of :func:`edgeprune.open_session`.
 
     Attributes:
-        backend: "onnxruntime".
-        provider: "cpu" or "cuda".
-        threads: Threads of an operator; None lets the backend choose.
+        backend: "onnxruntime" or "tensorrt".
+        provider: Of ONNX Runtime; None is "cpu".
+        threads: Threads of an operator of ONNX Runtime; None lets it choose.
     """
 
     backend: str = "onnxruntime"
-    provider: str = "cpu"
+    provider: str | None = None
     threads: int | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it takes a GPU."""
+        return self.backend != "onnxruntime" or self.provider not in (None, "cpu")
 
     def open(self, bundle: Path) -> Session:
         """Open a bundle."""

@@ -32,9 +32,9 @@ from edgeprune.terminal import console
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Write lengths and profiles as a PNG.")
 @click.option("--restart", is_flag=True, help="Forget what an interrupted calibration has done.")
-@click.option("--backend", default="onnxruntime", show_default=True, help="What runs the bundle.")
-@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--threads", type=int, help="Threads of an operator.")
+@click.option("--backend", default="onnxruntime", show_default=True, help="onnxruntime or tensorrt.")
+@click.option("--provider", help="Of ONNX Runtime: cpu (default), cuda, tensorrt or tensorrt_rtx.")
+@click.option("--threads", type=int, help="Threads of an operator of ONNX Runtime.")
 @click.option("--ray", metavar="ADDRESS|local", help="Run on the workers of a Ray cluster.")
 @click.option(
     "--workers", type=int, help="Workers with --ray; by default as many as the cluster has room for."
@@ -55,7 +55,7 @@ def calibrate(
     plot: Path | None,
     restart: bool,
     backend: str,
-    provider: str,
+    provider: str | None,
     threads: int | None,
     ray: str | None,
     workers: int | None,
