@@ -112,7 +112,7 @@ def quantize_graph(
         elif options.form == ONNXRUNTIME:
             model = _dynamic(model, chosen, scratch)
         elif precision == INT8:
-            model = _static(model, chosen, _required(inputs), scratch)
+            model = _static(model, chosen, _required(inputs), scratch, path.name)
         else:
             magnitudes = _magnitudes(model, chosen, _required(inputs), scratch, path.name)
             quantize_to_float8(model, chosen, magnitudes)
@@ -165,33 +165,40 @@ def _dynamic(model: Any, names: Collection[str], scratch: Path) -> Any:
         return onnx.load(str(target))
 
 
-def _static(model: Any, names: Collection[str], inputs: RecordedInputs, scratch: Path) -> Any:
+def _static(model: Any, names: Collection[str], inputs: RecordedInputs, scratch: Path, graph: str) -> Any:
     with _quiet():
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
         source, target = _saved(model, scratch), scratch / "quantized.onnx"
-        quantize_static(
-            source,
-            target,
-            _reader(model, inputs),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_quantize=list(names),
-            use_external_data_format=True,
-            # The others want all activations in arrays of one shape, and prompts differ in length.
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                "ActivationSymmetric": True,  # TensorRT takes no zero point
-                "WeightSymmetric": True,
-                "MatMulConstBOnly": True,
-                "OpTypesToExcludeOutputQuantization": ["MatMul"],
-                "QDQOpTypePerChannelSupportToAxis": {"MatMul": 1},
-                "DefaultTensorType": model.graph.input[0].type.tensor_type.elem_type,
-            },
-        )
+        try:
+            quantize_static(
+                source,
+                target,
+                _reader(model, inputs),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_quantize=list(names),
+                use_external_data_format=True,
+                # The others want all activations in arrays of one shape, and prompts differ in length.
+                calibrate_method=CalibrationMethod.MinMax,
+                extra_options={
+                    "ActivationSymmetric": True,  # TensorRT takes no zero point
+                    "WeightSymmetric": True,
+                    "MatMulConstBOnly": True,
+                    "OpTypesToExcludeOutputQuantization": ["MatMul"],
+                    "QDQOpTypePerChannelSupportToAxis": {"MatMul": 1},
+                    "DefaultTensorType": model.graph.input[0].type.tensor_type.elem_type,
+                },
+            )
+        except AssertionError as error:
+            # Its check of a scale: false for NaN alone.
+            raise QuantizationError(
+                f"{graph}: a range of activations is not finite on the samples, and so would be its scale: "
+                "check the samples, or export as float32"
+            ) from error
         return onnx.load(str(target))
 
 
