@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from edgeprune import tensor_names as names
 from edgeprune.errors import EngineError
 from edgeprune.manifest import GraphEntry, ProfileEntry
+from edgeprune.plugins.plugin_library import PluginLibrary
+from edgeprune.runtimes.onnx_operators import OperatorNode, without_functions
 from edgeprune.runtimes.tensorrt_library import TensorRtLibrary
 
 # Inputs whose value, not only whose shape, TensorRT has to know before it runs a graph.
@@ -48,12 +50,14 @@ class BuiltEngine:
         outputs: Its outputs.
         profiles: For each optimization profile, the least, tuned-for and greatest shape by input, of a shape input its
             values, as TensorRT has taken them.
+        plugin_layers: Names of the layers that are plugins.
     """
 
     data: Any
     inputs: tuple[BuiltTensor, ...]
     outputs: tuple[BuiltTensor, ...]
     profiles: tuple[dict[str, tuple[tuple[int, ...], ...]], ...]
+    plugin_layers: tuple[str, ...]
 
 
 def build_engine(
@@ -64,6 +68,8 @@ def build_engine(
     *,
     sm: int,
     workspace: int | None = None,
+    plugin: PluginLibrary | None = None,
+    plugin_nodes: Sequence[OperatorNode] = (),
     step: Callable[[str, int, int], None] = lambda _step, _done, _steps: None,
 ) -> BuiltEngine:
     """Build the engine of one graph, strongly typed, with one optimization profile per entry.
@@ -75,18 +81,33 @@ def build_engine(
         profiles: The profiles; they name every dynamic dimension of the graph.
         sm: Compute capability of the GPU.
         workspace: Most bytes of scratch memory that a layer may use; None = TensorRT's own choice.
+        plugin: The plugins of the operators; None = the operators' functions.
+        plugin_nodes: The nodes that must become plugins.
         step: Hears of every step of TensorRT's; where it raises, the build is cancelled.
 
     Raises:
-        EngineError: TensorRT refuses the graph or a profile.
+        EngineError: TensorRT refuses the graph, a profile or the plugins.
     """
     trt = library.module
     log = _log(trt)
     builder = trt.Builder(log)
+    if plugin is not None:
+        # The builder's own registry: no other build of the process gets them.
+        plugin.register(trt, builder.get_plugin_registry())
     network = builder.create_network(library.network_flags())
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(path)):
+    if plugin is not None and library.takes_functions_first:
+        parsed = parser.parse(without_functions(path.read_bytes()), str(path))
+    else:
+        parsed = parser.parse_from_file(str(path))
+    if not parsed:
         raise EngineError(_parser_message(parser, path, library))
+    plugin_layers = _plugin_layers(trt, network)
+    if plugin is not None and len(plugin_layers) != len(plugin_nodes):
+        raise EngineError(
+            f"{library.name} {library.version} makes {len(plugin_layers)} plugins of {len(plugin_nodes)} operators in "
+            f"{path.name}: build with --plugin off"
+        )
     _allow_decomposed_attention(trt, network)
     config = builder.create_builder_config()
     if workspace is not None:
@@ -111,6 +132,7 @@ def build_engine(
         tuple(_described(trt, tensor) for tensor in inputs),
         tuple(_described(trt, tensor) for tensor in outputs),
         tuple(taken),
+        plugin_layers,
     )
 
 
@@ -155,6 +177,11 @@ def _profile(
             made.set_shape(tensor.name, *input_range(entry.shape, profile.ranges))
             taken[tensor.name] = tuple(tuple(shape) for shape in made.get_shape(tensor.name))
     return made, taken
+
+
+def _plugin_layers(trt: Any, network: Any) -> tuple[str, ...]:
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    return tuple(layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3)
 
 
 def _allow_decomposed_attention(trt: Any, network: Any) -> None:

@@ -56,6 +56,7 @@ set(PLUGIN_SOURCES
 # The plugins over the kernels, and over the references: their whole path but the launches runs without a GPU.
 add_library(edgeprune_tensorrt SHARED ${PLUGIN_SOURCES} ${KERNEL_OBJECTS} ${KERNELS}/kv_compaction.cpp)
 target_link_libraries(edgeprune_tensorrt PRIVATE ${EDGEPRUNE_CUDART} Threads::Threads ${CMAKE_DL_LIBS} rt)
+add_dependencies(edgeprune_tensorrt edgeprune_kernels)  # or both would compile the same objects at the same time
 add_library(edgeprune_tensorrt_reference SHARED EXCLUDE_FROM_ALL ${PLUGIN_SOURCES})
 target_sources(edgeprune_tensorrt_reference PRIVATE ${REFERENCE_SOURCES})
 foreach(library edgeprune_tensorrt edgeprune_tensorrt_reference)

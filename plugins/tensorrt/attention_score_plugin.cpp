@@ -53,6 +53,13 @@ void AttentionScorePlugin::output_shapes(const nvinfer1::DimsExprs* inputs, nvin
   outputs[0].d[2] = inputs[kKey].d[2];
 }
 
+std::string AttentionScorePlugin::beyond_limits(const nvinfer1::DynamicPluginTensorDesc* inputs) const {
+  const int64_t width = inputs[kQuery].max.d[3];
+  if (width <= kMaxHeadDim) return {};
+  return "heads are " + std::to_string(width) + " wide, its kernels take " + std::to_string(kMaxHeadDim) +
+         ": build without the plugin";
+}
+
 size_t AttentionScorePlugin::getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t,
                                               const nvinfer1::DynamicPluginTensorDesc*, int32_t) const noexcept {
   // Engines run at any size up to the profile's greatest, and fewer rows may need more.

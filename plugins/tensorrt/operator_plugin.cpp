@@ -24,10 +24,11 @@ nvinfer1::IPluginCapability* OperatorPlugin::getCapabilityInterface(PluginCapabi
 const char* OperatorPlugin::getPluginVersion() const noexcept { return EDGEPRUNE_PLUGIN_VERSION; }
 const char* OperatorPlugin::getPluginNamespace() const noexcept { return EDGEPRUNE_PLUGIN_NAMESPACE; }
 
-int32_t OperatorPlugin::configurePlugin(const nvinfer1::DynamicPluginTensorDesc*, int32_t inputs,
+int32_t OperatorPlugin::configurePlugin(const nvinfer1::DynamicPluginTensorDesc* in, int32_t inputs,
                                         const nvinfer1::DynamicPluginTensorDesc*, int32_t outputs) noexcept {
-  const bool fits = inputs == num_inputs() && outputs == getNbOutputs();
-  return fits ? 0 : fail("has another number of inputs or outputs");
+  if (inputs != num_inputs() || outputs != getNbOutputs()) return fail("has another number of inputs or outputs");
+  const std::string reason = beyond_limits(in);
+  return reason.empty() ? 0 : fail(reason);
 }
 
 int32_t OperatorPlugin::getOutputDataTypes(DataType* output_types, int32_t outputs, const DataType* input_types,

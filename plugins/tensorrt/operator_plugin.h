@@ -66,6 +66,9 @@ class OperatorPlugin : public nvinfer1::IPluginV3,
   virtual void output_shapes(const nvinfer1::DimsExprs* inputs, nvinfer1::DimsExprs* outputs,
                              nvinfer1::IExprBuilder& builder) const = 0;
 
+  // What the kernels do not take of a profile's greatest sizes; empty where they take all.
+  virtual std::string beyond_limits(const nvinfer1::DynamicPluginTensorDesc*) const { return {}; }
+
   // Calls the kernels' library, whose functions launch and check each launch.
   virtual cudaError_t run(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc* outputs,
                           const void* const* input_data, void* const* output_data, void* workspace,

@@ -56,6 +56,13 @@ void TokenSelectPlugin::output_shapes(const nvinfer1::DimsExprs* inputs, nvinfer
   outputs[1].nbDims = 0;
 }
 
+std::string TokenSelectPlugin::beyond_limits(const nvinfer1::DynamicPluginTensorDesc* inputs) const {
+  const int64_t rows = inputs[kDroppable].max.d[0];
+  if (rows <= kMaxSelectRows) return {};
+  return "the profile has " + std::to_string(rows) + " rows, its kernels take " + std::to_string(kMaxSelectRows) +
+         ": build shorter profiles, or without the plugin";
+}
+
 size_t TokenSelectPlugin::getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t,
                                            const nvinfer1::DynamicPluginTensorDesc*, int32_t) const noexcept {
   if (mode_ != Mode::soft_nms) return 0;

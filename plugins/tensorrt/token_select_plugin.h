@@ -32,6 +32,7 @@ class TokenSelectPlugin final : public OperatorPlugin {
   bool has_rank(int32_t input, int32_t rank) const override;
   void output_shapes(const nvinfer1::DimsExprs* inputs, nvinfer1::DimsExprs* outputs,
                      nvinfer1::IExprBuilder& builder) const override;
+  std::string beyond_limits(const nvinfer1::DynamicPluginTensorDesc* inputs) const override;
   cudaError_t run(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc* outputs,
                   const void* const* input_data, void* const* output_data, void* workspace,
                   cudaStream_t stream) const override;

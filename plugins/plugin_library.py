@@ -1,0 +1,220 @@
+"""The library of TensorRT's plugins: finding it, checking it, giving it to a TensorRT.
+
+``python -m edgeprune.plugins.build`` makes it where TensorRT's headers are. It lies in the package, in ``out/plugins`` of
+a checkout, or where the variable ``EDGEPRUNE_PLUGIN`` says.
+"""
+
+import ctypes
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgeprune.errors import EngineError
+from edgeprune.operators.schema import (
+    PLUGIN_LIBRARY_VERSION,
+    PLUGIN_MODES,
+    PLUGIN_NAMESPACE,
+    PLUGIN_VERSION,
+)
+from edgeprune.plugins.shared_object import is_of_this_machine
+
+LIBRARY, RTX_NAME_LIBRARY = "libedgeprune_tensorrt.so", "libedgeprune_rtx_name.so"
+PATH_VARIABLE = "EDGEPRUNE_PLUGIN"
+_RTX_LIBRARY = "libtensorrt_rtx.so"
+# TensorRT for RTX has versions of its own; its plugin interface is that of this TensorRT, from the first on.
+_RTX_INTERFACE, _RTX_SINCE = 11, (1, 7)
+_JETSON_ARCHITECTURES = {72, 87, 101, 110}
+_BUILD = "python -m edgeprune.plugins.build"
+
+
+@dataclass(frozen=True)
+class PluginLibrary:
+    """A library of plugins that fits this edgeprune.
+
+    Attributes:
+        path: The file.
+        version: Its version.
+        tensorrt: Major and minor version of TensorRT whose headers it was compiled with.
+        architectures: Compute capabilities of its kernels, without the dot.
+    """
+
+    path: Path
+    version: int
+    tensorrt: tuple[int, int]
+    architectures: tuple[int, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> "PluginLibrary":
+        """Load a library and ask what it is.
+
+        Raises:
+            EngineError: There is no such file, it is no plugin library, or one of another edgeprune.
+        """
+        if not path.is_file():
+            raise EngineError(
+                f"the plugin library {path} does not exist: build it with {_BUILD}, or correct {PATH_VARIABLE}"
+            )
+        if not is_of_this_machine(path):
+            raise EngineError(
+                f"{path} is damaged or of another machine: build it again with {_BUILD}, or set {PATH_VARIABLE}"
+            )
+        try:
+            library = ctypes.CDLL(str(path))
+            version = int(library.edgeprune_plugin_library_version())
+            tensorrt = (
+                int(library.edgeprune_plugin_tensorrt_major()),
+                int(library.edgeprune_plugin_tensorrt_minor()),
+            )
+            listing = library.edgeprune_plugin_architectures
+            listing.restype = ctypes.c_char_p
+            architectures = tuple(int(number) for number in listing().decode().split(","))
+        except (OSError, AttributeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise EngineError(
+                f"{path} is no plugin library of edgeprune ({reason}): build it with {_BUILD}, or set {PATH_VARIABLE}"
+            ) from error
+        if version != PLUGIN_LIBRARY_VERSION:
+            raise EngineError(
+                f"{path} has plugin version {version}, this edgeprune needs {PLUGIN_LIBRARY_VERSION}: build it again "
+                f"with {_BUILD}"
+            )
+        return cls(path, version, tensorrt, architectures)
+
+    def check_fits(self, module: ModuleType) -> None:
+        """Refuse a TensorRT with another plugin interface.
+
+        Raises:
+            EngineError: The library was compiled for another major version.
+        """
+        needed = _interface_of(module)
+        if self.tensorrt[0] != needed:
+            raise EngineError(
+                f"{self.path} was compiled with the headers of TensorRT {self.tensorrt[0]}.{self.tensorrt[1]}, but "
+                f"{module.__name__} {module.__version__} needs those of {needed}.x: build it with {_BUILD} "
+                "--tensorrt-root DIR"
+            )
+
+    def check_has_kernels(self, sm: int) -> None:
+        """Refuse a GPU that the library has no kernels for.
+
+        Raises:
+            EngineError: None of its architectures runs there.
+        """
+        if not any(_runs_on(number, sm) for number in self.architectures):
+            listed = ", ".join(str(number) for number in self.architectures)
+            raise EngineError(
+                f"{self.path} has kernels for SM {listed}, not for SM {sm}: build it with {_BUILD} --architectures {sm}"
+            )
+
+    def register(self, module: ModuleType, registry: Any) -> None:
+        """Give the plugins to a registry of a TensorRT module; where it has them, nothing happens.
+
+        Raises:
+            EngineError: The library does not fit this TensorRT, or it refuses the library.
+        """
+        self.check_fits(module)
+        if module.__name__ == "tensorrt_rtx":
+            _answer_name_of_rtx(self.path.parent)
+        if not _has_creators(registry):
+            registry.load_library(str(self.path))
+        if not _has_creators(registry):
+            raise EngineError(
+                f"{module.__name__} {module.__version__} does not take the plugins of {self.path}: build it again with "
+                f"{_BUILD} --tensorrt-root DIR and the headers of that version"
+            )
+
+
+def find(variables: Mapping[str, str] | None = None) -> Path | None:
+    """Where the library is, if anywhere: the variable's path, in the package, in ``out/plugins`` of a checkout.
+
+    The variable's path is returned whether it exists or not, so that a mistyped one is not passed over.
+    """
+    named = (os.environ if variables is None else variables).get(PATH_VARIABLE)
+    if named:
+        return Path(named)
+    package = Path(__file__).resolve().parent
+    for folder in (package, package.parent / "out" / "plugins"):
+        if (folder / LIBRARY).is_file():
+            return folder / LIBRARY
+    return None
+
+
+def found() -> PluginLibrary:
+    """The library that :func:`find` names, opened.
+
+    Raises:
+        EngineError: There is none, or it is unusable.
+    """
+    path = find()
+    if path is None:
+        raise EngineError(
+            f"there is no plugin library: build it with {_BUILD} where TensorRT's headers are, or set {PATH_VARIABLE}"
+        )
+    return PluginLibrary.open(path)
+
+
+def load(module: ModuleType, path: Path | None = None) -> PluginLibrary:
+    """Give the plugins to a TensorRT, so that it reads engines that were built with them.
+
+    Args:
+        module: ``tensorrt`` or ``tensorrt_rtx``; the registry of the whole process gets them.
+        path: The library; where :func:`find` finds it by default.
+
+    Raises:
+        EngineError: There is no library, or it does not fit.
+    """
+    library = found() if path is None else PluginLibrary.open(path)
+    library.register(module, module.get_plugin_registry())
+    return library
+
+
+def _runs_on(compiled: int, sm: int) -> bool:
+    """Whether machine code for one compute capability runs on another."""
+    # On later ones of the same major number, but never between a Jetson and a card.
+    return compiled == sm or (
+        compiled // 10 == sm // 10 and compiled < sm and not {compiled, sm} & _JETSON_ARCHITECTURES
+    )
+
+
+def _has_creators(registry: Any) -> bool:
+    return all(
+        registry.get_creator(name, PLUGIN_VERSION, PLUGIN_NAMESPACE) is not None for name in PLUGIN_MODES
+    )
+
+
+def _interface_of(module: ModuleType) -> int:
+    """The major version of TensorRT whose headers a plugin for this module is compiled with."""
+    major, minor = (int(part) for part in str(module.__version__).split(".")[:2])
+    if module.__name__ != "tensorrt_rtx":
+        return major
+    if (major, minor) < _RTX_SINCE:
+        raise EngineError(
+            f"TensorRT for RTX {module.__version__} takes no plugins of edgeprune: update it to 1.7, or build with "
+            "--plugin off"
+        )
+    return _RTX_INTERFACE
+
+
+def _answer_name_of_rtx(folder: Path) -> None:
+    """Let TensorRT for RTX find itself: without this, its parser ends the process at the first plugin.
+
+    It looks for its library under a name that its Python package does not have; ``plugins/cmake/tensorrt_plugin.cmake``
+    makes one that answers.
+    """
+    try:
+        ctypes.CDLL(_RTX_LIBRARY)
+    except OSError:
+        pass
+    else:
+        return
+    try:
+        ctypes.CDLL(str(folder / RTX_NAME_LIBRARY))
+        ctypes.CDLL(_RTX_LIBRARY)
+    except OSError as error:
+        raise EngineError(
+            f"TensorRT for RTX takes plugins only where the loader finds {_RTX_LIBRARY}: build the plugin again with "
+            f"{_BUILD}, which puts {RTX_NAME_LIBRARY} beside it"
+        ) from error
