@@ -1,7 +1,7 @@
 """The library of TensorRT's plugins: finding it, checking it, giving it to a TensorRT.
 
-``python -m edgeprune.plugins.build`` makes it where TensorRT's headers are. It lies in the package, in ``out/plugins`` of
-a checkout, or where the variable ``EDGEPRUNE_PLUGIN`` says.
+``python -m edgeprune.plugins.build`` makes it where TensorRT's headers are. It lies in the package, in ``out/plugins``
+of a checkout, or where the variable ``EDGEPRUNE_PLUGIN`` says.
 """
 
 import ctypes

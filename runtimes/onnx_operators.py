@@ -1,7 +1,8 @@
 """The operators of domain ``edgeprune`` in an ONNX file, and the file without their functions.
 
-TensorRT before 10.7 takes a function of the model wherever there is one, so the plugin gets a node only in a file without
-functions. Both need a few fields of the protobuf message and no package that reads ONNX, which devices do not have.
+TensorRT before 10.7 takes a function of the model wherever there is one, so the plugin gets a node only in a file
+without functions. Both need a few fields of the protobuf message and no package that reads ONNX, which devices do not
+have.
 """
 
 from collections.abc import Iterator
