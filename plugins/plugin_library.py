@@ -6,6 +6,8 @@ of a checkout, or where the variable ``EDGEPRUNE_PLUGIN`` says.
 
 import ctypes
 import os
+import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,12 @@ from edgeprune.operators.schema import (
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
 )
-from edgeprune.plugins.shared_object import is_of_this_machine
+from edgeprune.plugins.shared_object import machine_of
 
 LIBRARY, RTX_NAME_LIBRARY = "libedgeprune_tensorrt.so", "libedgeprune_rtx_name.so"
 PATH_VARIABLE = "EDGEPRUNE_PLUGIN"
+# What edgeprune_plugin_built_for of plugins/tensorrt/plugin_library.cpp returns.
+_BUILT_FOR = re.compile(rb"edgeprune plugin (\d+); TensorRT (\d+)\.(\d+); CUDA (\d+); SM (\d+(?:,\d+)*)\0")
 _RTX_LIBRARY = "libtensorrt_rtx.so"
 # TensorRT for RTX has versions of its own; its plugin interface is that of this TensorRT, from the first on.
 _RTX_INTERFACE, _RTX_SINCE = 11, (1, 7)
@@ -36,19 +40,23 @@ class PluginLibrary:
 
     Attributes:
         path: The file.
+        machine: The architecture that it runs on, as ``platform.machine()`` names it.
         version: Its version.
         tensorrt: Major and minor version of TensorRT whose headers it was compiled with.
+        cuda: Major version of the CUDA runtime in it; the driver must not be older.
         architectures: Compute capabilities of its kernels, without the dot.
     """
 
     path: Path
+    machine: str
     version: int
     tensorrt: tuple[int, int]
+    cuda: int
     architectures: tuple[int, ...]
 
     @classmethod
     def open(cls, path: Path) -> "PluginLibrary":
-        """Load a library and ask what it is.
+        """Read what a library is; it is not loaded.
 
         Raises:
             EngineError: There is no such file, it is no plugin library, or one of another edgeprune.
@@ -57,38 +65,35 @@ class PluginLibrary:
             raise EngineError(
                 f"the plugin library {path} does not exist: build it with {_BUILD}, or correct {PATH_VARIABLE}"
             )
-        if not is_of_this_machine(path):
+        machine = machine_of(path)
+        if machine is None:
             raise EngineError(
-                f"{path} is damaged or of another machine: build it again with {_BUILD}, or set {PATH_VARIABLE}"
+                f"{path} is no whole library: build it again with {_BUILD}, or set {PATH_VARIABLE} to another"
             )
-        try:
-            library = ctypes.CDLL(str(path))
-            version = int(library.edgeprune_plugin_library_version())
-            tensorrt = (
-                int(library.edgeprune_plugin_tensorrt_major()),
-                int(library.edgeprune_plugin_tensorrt_minor()),
-            )
-            listing = library.edgeprune_plugin_architectures
-            listing.restype = ctypes.c_char_p
-            architectures = tuple(int(number) for number in listing().decode().split(","))
-        except (OSError, AttributeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+        built_for = _BUILT_FOR.search(path.read_bytes())
+        if built_for is None:
             raise EngineError(
-                f"{path} is no plugin library of edgeprune ({reason}): build it with {_BUILD}, or set {PATH_VARIABLE}"
-            ) from error
+                f"{path} is no plugin library of edgeprune: build it with {_BUILD}, or set {PATH_VARIABLE} to another"
+            )
+        version, major, minor, cuda = (int(number) for number in built_for.groups()[:4])
         if version != PLUGIN_LIBRARY_VERSION:
             raise EngineError(
                 f"{path} has plugin version {version}, this edgeprune needs {PLUGIN_LIBRARY_VERSION}: build it again "
                 f"with {_BUILD}"
             )
-        return cls(path, version, tensorrt, architectures)
+        architectures = tuple(int(number) for number in built_for[5].split(b","))
+        return cls(path, machine, version, (major, minor), cuda // 1000, architectures)
 
     def check_fits(self, module: ModuleType) -> None:
         """Refuse a TensorRT with another plugin interface.
 
         Raises:
-            EngineError: The library was compiled for another major version.
+            EngineError: The library was compiled for another machine or another major version.
         """
+        if self.machine != platform.machine():
+            raise EngineError(
+                f"{self.path} is for {self.machine}, this machine is {platform.machine()}: build it here with {_BUILD}"
+            )
         needed = _interface_of(module)
         if self.tensorrt[0] != needed:
             raise EngineError(
@@ -118,6 +123,14 @@ class PluginLibrary:
         self.check_fits(module)
         if module.__name__ == "tensorrt_rtx":
             _answer_name_of_rtx(self.path.parent)
+        try:
+            # TensorRT does not say why a library cannot be loaded.
+            ctypes.CDLL(str(self.path))
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise EngineError(
+                f"{self.path} cannot be loaded ({reason}): build it again with {_BUILD}"
+            ) from error
         if not _has_creators(registry):
             registry.load_library(str(self.path))
         if not _has_creators(registry):

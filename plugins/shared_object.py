@@ -1,6 +1,5 @@
 """What a file of a native library is, before the loader touches it."""
 
-import platform
 import struct
 from pathlib import Path
 
@@ -28,8 +27,3 @@ def machine_of(path: Path) -> str | None:
     if kind != 3 or sections + entry * count > size:
         return None
     return _MACHINES.get(machine)
-
-
-def is_of_this_machine(path: Path) -> bool:
-    """Whether it is a whole shared object that this machine can load."""
-    return machine_of(path) == platform.machine()

@@ -1,4 +1,4 @@
-// The library's entry points: the creators for TensorRT's IPluginRegistry::loadLibrary, and what edgeprune asks before.
+// The library's entry points: the creators for TensorRT's IPluginRegistry::loadLibrary, and what edgeprune reads before.
 //
 // Nothing of TensorRT is linked. What the plugins need of it comes with the objects that it hands over, so the library
 // loads beside TensorRT and TensorRT for RTX alike; only the major version of the headers must be theirs.
@@ -59,11 +59,13 @@ EDGEPRUNE_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& cou
 
 EDGEPRUNE_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { edgeprune::set_logger_finder(finder); }
 
-EDGEPRUNE_API int32_t edgeprune_plugin_library_version() { return EDGEPRUNE_PLUGIN_LIBRARY_VERSION; }
+#define EDGEPRUNE_TEXT_OF(value) #value
+#define EDGEPRUNE_TEXT(value) EDGEPRUNE_TEXT_OF(value)
 
-EDGEPRUNE_API int32_t edgeprune_plugin_tensorrt_major() { return NV_TENSORRT_MAJOR; }
-
-EDGEPRUNE_API int32_t edgeprune_plugin_tensorrt_minor() { return NV_TENSORRT_MINOR; }
-
-// Compute capabilities that the kernels were compiled for, with commas between.
-EDGEPRUNE_API const char* edgeprune_plugin_architectures() { return EDGEPRUNE_PLUGIN_ARCHITECTURES; }
+// What the library is: its version, the headers and the CUDA runtime that it was compiled with, the compute capabilities
+// of its kernels. edgeprune reads the text in the file, so that a library that does not fit is never loaded.
+EDGEPRUNE_API const char* edgeprune_plugin_built_for() {
+  return "edgeprune plugin " EDGEPRUNE_TEXT(EDGEPRUNE_PLUGIN_LIBRARY_VERSION) "; TensorRT "  //
+      EDGEPRUNE_TEXT(NV_TENSORRT_MAJOR) "." EDGEPRUNE_TEXT(NV_TENSORRT_MINOR) "; CUDA "      //
+      EDGEPRUNE_TEXT(CUDART_VERSION) "; SM " EDGEPRUNE_PLUGIN_ARCHITECTURES;
+}

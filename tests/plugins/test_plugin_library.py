@@ -1,4 +1,4 @@
-"""Finding and checking the library of TensorRT's plugins, with real shared objects; none has plugins: that needs headers."""
+"""Finding and checking the library of TensorRT's plugins, with real shared objects; plugins would need headers."""
 
 import platform
 import re
@@ -15,7 +15,6 @@ from edgeprune.errors import EngineError
 from edgeprune.operators import schema
 from edgeprune.plugins.build import SOURCES
 from edgeprune.plugins.plugin_library import LIBRARY, PluginLibrary, find, load
-from edgeprune.plugins.shared_object import machine_of
 
 SOURCE = Path(__file__).with_name("stub_plugin.cpp")
 
@@ -24,8 +23,9 @@ SOURCE = Path(__file__).with_name("stub_plugin.cpp")
 def compile_stub(tmp_path_factory):
     def compile_one(version=schema.PLUGIN_LIBRARY_VERSION, major=11, source=SOURCE):
         path = tmp_path_factory.mktemp("stub") / LIBRARY
-        defined = [f"-DLIBRARY_VERSION={version}", f"-DTENSORRT_MAJOR={major}"]
-        subprocess.run(["c++", "-shared", "-fPIC", *defined, str(source), "-o", str(path)], check=True)
+        text = f"edgeprune plugin {version}; TensorRT {major}.3; CUDA 13000; SM 80,87,89"
+        command = ["c++", "-shared", "-fPIC", f'-DBUILT_FOR="{text}"', str(source), "-o", str(path)]
+        subprocess.run(command, check=True)
         return path
 
     return compile_one
@@ -51,8 +51,8 @@ def refusal(call, *arguments):
 
 def test_a_library_says_what_it_is(stub):
     library = PluginLibrary.open(stub)
-    assert (library.version, library.tensorrt, library.architectures) == (1, (11, 3), (80, 87, 89))
-    assert machine_of(stub) == platform.machine()
+    assert (library.version, library.tensorrt, library.cuda) == (1, (11, 3), 13)
+    assert (library.machine, library.architectures) == (platform.machine(), (80, 87, 89))
 
 
 def test_one_of_another_edgeprune_is_refused(compile_stub):
@@ -68,9 +68,7 @@ def test_what_is_no_plugin_library_is_refused(tmp_path, stub, compile_stub):
     assert "none.so does not exist: build it with python -m edgeprune.plugins.build" in missing
     for content in (b"", b"no library", stub.read_bytes()[:-100], stub.read_bytes()[:5000]):
         (tmp_path / LIBRARY).write_bytes(content)
-        assert "is damaged or of another machine: build it again" in refusal(
-            PluginLibrary.open, tmp_path / LIBRARY
-        )
+        assert "is no whole library: build it again" in refusal(PluginLibrary.open, tmp_path / LIBRARY)
 
 
 def test_a_library_of_another_machine_is_refused(tmp_path, stub):
@@ -78,8 +76,11 @@ def test_a_library_of_another_machine_is_refused(tmp_path, stub):
     content[18] = {0x3E: 0xB7, 0xB7: 0x3E}[content[18]]
     path = tmp_path / LIBRARY
     path.write_bytes(content)
-    assert machine_of(path) == {"x86_64": "aarch64", "aarch64": "x86_64"}[platform.machine()]
-    assert "is damaged or of another machine" in refusal(PluginLibrary.open, path)
+    library = PluginLibrary.open(path)
+    assert library.machine == {"x86_64": "aarch64", "aarch64": "x86_64"}[platform.machine()]
+    assert f"is for {library.machine}, this machine is" in refusal(
+        library.check_fits, module("tensorrt", "11.1")
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_kernels_run_on_later_gpus_of_the_same_kind(stub, sm, runs):
 
 
 def test_kernels_of_a_jetson_run_on_nothing_else(stub):
-    jetson, card = (PluginLibrary(stub, 1, (11, 3), (number,)) for number in (87, 86))
+    jetson, card = (PluginLibrary(stub, "x86_64", 1, (11, 3), 13, (number,)) for number in (87, 86))
     assert "not for SM 89" in refusal(jetson.check_has_kernels, 89)
     assert "not for SM 87" in refusal(card.check_has_kernels, 87)
 

@@ -1,6 +1,8 @@
 """TensorRT's plugins, compiled with TensorRT's headers over the C++ references: everything but the launches."""
 
+import ctypes
 import inspect
+import platform
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from edgeprune.export.operators.function_body import PLUGIN_ATTRIBUTES
 from edgeprune.operators.schema import (
     ATTENTION_SCORE,
     DPP,
+    PLUGIN_LIBRARY_VERSION,
     PLUGIN_MODES,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
@@ -32,6 +35,7 @@ from edgeprune.operators.schema import (
 )
 from edgeprune.operators.token_gather import token_gather
 from edgeprune.operators.token_select import select_by_soft_nms, select_by_threshold, select_top_k
+from edgeprune.plugins.plugin_library import PluginLibrary
 
 # One worker builds the libraries and runs all tests of them.
 pytestmark = pytest.mark.xdist_group("plugins")
@@ -204,3 +208,17 @@ def test_profiles_beyond_the_kernels_limits_are_refused_when_building(plugin_hos
         inputs = [query, query, torch.zeros(2, dtype=torch.int64), torch.zeros(1, 2)]
         assert score.configure(inputs, score.infer(inputs)) == fits
     assert "heads are 257 wide, its kernels take 256" in plugin_host.log()
+
+
+def test_the_library_says_what_it_is(reference_plugins):
+    library = PluginLibrary.open(reference_plugins)
+    assert (library.version, library.machine) == (PLUGIN_LIBRARY_VERSION, platform.machine())
+    assert library.architectures == (89,)
+    ask = ctypes.CDLL(str(reference_plugins)).edgeprune_plugin_built_for
+    ask.restype = ctypes.c_char_p
+    major, minor = library.tensorrt
+    assert (
+        ask()
+        .decode()
+        .startswith(f"edgeprune plugin {library.version}; TensorRT {major}.{minor}; CUDA {library.cuda}")
+    )
