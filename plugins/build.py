@@ -138,6 +138,10 @@ def _cross_options(machine: str, cudart: Path | None) -> list[str]:
     return [f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-DEDGEPRUNE_CUDART={cudart.resolve()}"]
 
 
+def _output(machine: str) -> Path:
+    return Path("out/plugins" if machine == platform.machine() else f"out/plugins-{machine}")
+
+
 def _candidates() -> list[Path]:
     candidates = [Path(os.environ["CUDACXX"])] if os.environ.get("CUDACXX") else []
     package = importlib.util.find_spec("nvidia")
@@ -171,7 +175,9 @@ def _run(command: list[str]) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Build the native libraries of the operators.")
-    parser.add_argument("--output", type=Path, default=Path("out/plugins"), help="build folder")
+    parser.add_argument(
+        "--output", type=Path, help="build folder; out/plugins, or out/plugins-MACHINE for another machine"
+    )
     parser.add_argument("--architectures", default=",".join(map(str, ARCHITECTURES)), help="such as 87,120")
     parser.add_argument("--references-only", action="store_true", help="no kernels, no nvcc needed")
     parser.add_argument(
@@ -188,7 +194,7 @@ def main() -> None:
     architectures = tuple(int(number) for number in arguments.architectures.split(","))
     try:
         built = build(
-            arguments.output,
+            arguments.output or _output(arguments.machine),
             kernels=not arguments.references_only,
             architectures=architectures,
             tensorrt_root=arguments.tensorrt_root,

@@ -155,6 +155,12 @@ def find(variables: Mapping[str, str] | None = None) -> Path | None:
     return None
 
 
+def find_for(machine: str) -> Path | None:
+    """The library that was compiled across for another machine, in ``out/plugins-<machine>`` of a checkout, if any."""
+    path = Path(__file__).resolve().parent.parent / "out" / f"plugins-{machine}" / LIBRARY
+    return path if path.is_file() else None
+
+
 def found() -> PluginLibrary:
     """The library that :func:`find` names, opened.
 
