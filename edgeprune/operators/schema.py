@@ -34,7 +34,7 @@ TOKEN_SELECT_MODES = (THRESHOLD, SOFT_NMS, DPP, TOPK)
 
 PLUGIN_MODES = {
     ATTENTION_SCORE: ATTENTION_SCORE_MODES,
-    TOKEN_SELECT: (THRESHOLD, TOPK, SOFT_NMS),
+    TOKEN_SELECT: TOKEN_SELECT_MODES,
     TOKEN_GATHER: (),
 }
 """What the plugins compute: the modes of each operator, none for one that has no modes."""

@@ -34,7 +34,8 @@ endforeach()
 file(GLOB KERNEL_HEADERS CONFIGURE_DEPENDS ${KERNELS}/*.h ${KERNELS}/*.cuh)
 set(COMPILE_KERNEL ${CMAKE_CURRENT_SOURCE_DIR}/cmake/compile_kernel.cmake)
 set(KERNEL_OBJECTS)
-foreach(name attention_score attention_score_tiles attention_score_vectors token_gather token_select token_select_soft_nms)
+foreach(name attention_score attention_score_tiles attention_score_vectors token_gather token_select token_select_dpp
+    token_select_soft_nms)
   set(object ${CMAKE_CURRENT_BINARY_DIR}/${name}.o)
   add_custom_command(
     OUTPUT ${object} ${CMAKE_CURRENT_BINARY_DIR}/${name}.ptxas.txt

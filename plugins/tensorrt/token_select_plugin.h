@@ -11,6 +11,7 @@ namespace edgeprune {
 //   topk:      scores [1, S], num_keep [], droppable [S]
 //   soft_nms:  scores [1, S], num_keep [], droppable [S], features [S, F], places [S, 2], nearness [W];
 //              features may be float16 or bfloat16
+//   dpp:       kernel [S, S], num_keep [], droppable [S], groups [S] int64, group_keep [S] int64
 // Outputs: keep_indices [S] and keep_count [], int64.
 class TokenSelectPlugin final : public OperatorPlugin {
  public:
@@ -38,7 +39,7 @@ class TokenSelectPlugin final : public OperatorPlugin {
                   cudaStream_t stream) const override;
 
  private:
-  enum class Mode { threshold, topk, soft_nms };
+  enum class Mode { threshold, topk, soft_nms, dpp };
 
   static Mode mode_of(const std::string& name);
   SoftNmsProblem soft_nms(nvinfer1::DataType type, const nvinfer1::Dims& features,

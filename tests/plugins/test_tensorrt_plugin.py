@@ -10,8 +10,10 @@ import torch
 from kernel_inputs import (
     DTYPES,
     AttentionCase,
+    DppCase,
     SoftNmsCase,
     attention_in_float64,
+    dpp_in_float64,
     random_droppable,
     random_scores,
 )
@@ -34,7 +36,12 @@ from edgeprune.operators.schema import (
     TOPK,
 )
 from edgeprune.operators.token_gather import token_gather
-from edgeprune.operators.token_select import select_by_soft_nms, select_by_threshold, select_top_k
+from edgeprune.operators.token_select import (
+    select_by_dpp,
+    select_by_soft_nms,
+    select_by_threshold,
+    select_top_k,
+)
 from edgeprune.plugins.plugin_library import PluginLibrary
 
 # One worker builds the libraries and runs all tests of them.
@@ -122,6 +129,16 @@ def test_token_select_by_soft_nms(plugin_host, dtype, life):
 
 
 @pytest.mark.parametrize("life", LIVES)
+def test_token_select_by_dpp(plugin_host, life):
+    plugin = LIVES[life](plugin_host.create(TOKEN_SELECT, {"mode": DPP}))
+    for seed in range(4):
+        inputs = DppCase(keep=(3 * seed,)).inputs(seed)
+        assert dpp_in_float64(inputs, 0)[1] > 1
+        single = [tensor[0].contiguous() for tensor in inputs.values()]
+        assert_same(plugin(*single), select_by_dpp(*single))
+
+
+@pytest.mark.parametrize("life", LIVES)
 @pytest.mark.parametrize("K", [0, 1, 5, 9])
 def test_token_gather(plugin_host, life, K):
     rng = np.random.default_rng(K)
@@ -142,7 +159,7 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize(
     ("name", "attributes", "message"),
     [
-        (TOKEN_SELECT, {"mode": DPP}, "no kernel for mode 'dpp': build this graph without the plugin"),
+        (TOKEN_SELECT, {"mode": "best"}, "no kernel for mode 'best': build this graph without the plugin"),
         (TOKEN_SELECT, {}, "the attribute 'mode' is missing"),
         (TOKEN_SELECT, {"mode": 3}, "the attribute 'mode' is no text"),
         (TOKEN_SELECT, {"mode": SOFT_NMS}, "the attribute 'similarity_sigma' is missing"),

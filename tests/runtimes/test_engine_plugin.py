@@ -3,10 +3,12 @@
 import types
 from dataclasses import replace
 
+import onnx
 import pytest
 
 from edgeprune.bundle import Bundle
 from edgeprune.errors import EngineError
+from edgeprune.operators.schema import PLUGIN_MODES, TOKEN_SELECT, TOPK
 from edgeprune.plugins.plugin_library import PATH_VARIABLE
 from edgeprune.runtimes.build_options import BuildOptions
 from edgeprune.runtimes.engine_plugin import PLUGIN_AUTO, PLUGIN_OFF, PLUGIN_ON, choose_plugin, plugin_nodes
@@ -27,21 +29,24 @@ def no_library(monkeypatch):
     monkeypatch.setattr("edgeprune.plugins.plugin_library.find", lambda: None)
 
 
-@pytest.mark.parametrize(
-    ("bundle", "graphs"),
-    [
-        ("atp_bundle", {"site0", "site1", "gather"}),
-        ("combined_bundle", {"site0", "site1", "gather"}),
-        ("cdpruner_bundle", {"gather"}),
-    ],
-)
-def test_graphs_whose_operators_have_kernels(bundle, graphs, request):
-    """CDPruner's mode dpp has none, so its site keeps the function."""
+@pytest.mark.parametrize("bundle", ["atp_bundle", "combined_bundle", "cdpruner_bundle"])
+def test_graphs_whose_operators_have_kernels(bundle, request):
     opened = Bundle.open(request.getfixturevalue(bundle))
-    usable = plugin_nodes(opened, [profiles_of(opened)])
-    assert set(usable) >= graphs & set(opened.manifest.graphs)
-    sites = {site.graph for site in opened.manifest.sites if site.method == "cdpruner"}
-    assert not sites & set(usable)
+    graphs = {
+        name
+        for name, graph in opened.manifest.graphs.items()
+        if any(node.domain == "edgeprune" for node in onnx.load(opened.file(graph.file)).graph.node)
+    }
+    assert {"gather", "site0"} <= graphs
+    assert set(plugin_nodes(opened, [profiles_of(opened)])) == graphs
+
+
+def test_an_operator_without_a_kernel_keeps_the_function(cdpruner_bundle, monkeypatch):
+    monkeypatch.setitem(PLUGIN_MODES, TOKEN_SELECT, (TOPK,))
+    opened = Bundle.open(cdpruner_bundle)
+    usable = set(plugin_nodes(opened, [profiles_of(opened)]))
+    assert "gather" in usable
+    assert "site0" not in usable
 
 
 def test_a_sequence_that_is_too_long_keeps_the_function(atp_bundle):
