@@ -6,7 +6,7 @@
 ``libedgeprune_reference.so`` needs a C++17 compiler, ``libedgeprune_kernels.so`` also nvcc: the CUDA compiler of
 this Python environment (package nvidia-cuda-nvcc), of the variable ``CUDACXX``, of ``PATH`` or of
 ``/usr/local/cuda``, in this order after the variable. ``libedgeprune_tensorrt.so`` also needs TensorRT's headers: of a
-JetPack, of Debian's packages, or of the folder that ``--tensorrt-root`` or the variable ``TENSORRT_ROOT`` names.
+JetPack, of NVIDIA's packages, or of the folder that ``--tensorrt-root`` or the variable ``TENSORRT_ROOT`` names.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 # Of TensorRT only headers are needed: nothing of it is linked, so one library serves every TensorRT, and TensorRT for
 # RTX, whose major version is that of the headers.
 set(TENSORRT_FOLDERS /usr/include/${CMAKE_SYSTEM_PROCESSOR}-linux-gnu /usr/include /usr/local/tensorrt/include)
-set(TENSORRT_WHERE "a JetPack or a machine with Debian's libnvinfer-headers-dev has them, and so has an unpacked "
+set(TENSORRT_WHERE "a JetPack has them, NVIDIA's package libnvinfer-headers-dev and an unpacked "
   "TensorRT: give its folder with -DTENSORRT_ROOT= or the variable TENSORRT_ROOT")
 string(CONCAT TENSORRT_WHERE ${TENSORRT_WHERE})
 
