@@ -175,17 +175,23 @@ def found() -> PluginLibrary:
     return PluginLibrary.open(path)
 
 
-def load(module: ModuleType, path: Path | None = None) -> PluginLibrary:
+def load(module: ModuleType, path: Path | None = None, *, needed: str | None = None) -> PluginLibrary:
     """Give the plugins to a TensorRT, so that it reads engines that were built with them.
 
     Args:
         module: ``tensorrt`` or ``tensorrt_rtx``; the registry of the whole process gets them.
         path: The library; where :func:`find` finds it by default.
+        needed: The version that engines were built with, ``plugin_version`` in the manifest.
 
     Raises:
-        EngineError: There is no library, or it does not fit.
+        EngineError: There is no library, it does not fit, or the engines need another version.
     """
     library = found() if path is None else PluginLibrary.open(path)
+    if needed is not None and needed != str(library.version):
+        raise EngineError(
+            f"the engines were built with plugin version {needed}, {library.path} has {library.version}: build them "
+            "again with edgeprune build"
+        )
     library.register(module, module.get_plugin_registry())
     return library
 
@@ -199,9 +205,13 @@ def _runs_on(compiled: int, sm: int) -> bool:
 
 
 def _has_creators(registry: Any) -> bool:
-    return all(
-        registry.get_creator(name, PLUGIN_VERSION, PLUGIN_NAMESPACE) is not None for name in PLUGIN_MODES
-    )
+    # Asked for one that it lacks, a registry logs an error; its list does not.
+    have = {
+        creator.name
+        for creator in registry.all_creators
+        if (creator.plugin_version, creator.plugin_namespace) == (PLUGIN_VERSION, PLUGIN_NAMESPACE)
+    }
+    return set(PLUGIN_MODES) <= have
 
 
 def _interface_of(module: ModuleType) -> int:

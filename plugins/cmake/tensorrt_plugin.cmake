@@ -2,6 +2,7 @@
 #
 # Of TensorRT only headers are needed: nothing of it is linked, so one library serves every TensorRT, and TensorRT for
 # RTX, whose major version is that of the headers.
+option(EDGEPRUNE_WARNINGS_ARE_ERRORS "Refuse warnings in the plugins' sources" OFF)
 set(TENSORRT_FOLDERS /usr/include/${CMAKE_SYSTEM_PROCESSOR}-linux-gnu /usr/include /usr/local/tensorrt/include)
 set(TENSORRT_WHERE "a JetPack has them, NVIDIA's package libnvinfer-headers-dev and an unpacked "
   "TensorRT: give its folder with -DTENSORRT_ROOT= or the variable TENSORRT_ROOT")
@@ -64,7 +65,9 @@ foreach(library edgeprune_tensorrt edgeprune_tensorrt_reference)
   target_include_directories(${library} SYSTEM PRIVATE ${EDGEPRUNE_TENSORRT_INCLUDE} ${EDGEPRUNE_CUDART_INCLUDE})
   string(REPLACE ";" "," architectures "${EDGEPRUNE_CUDA_ARCHITECTURES}")
   target_compile_definitions(${library} PRIVATE EDGEPRUNE_PLUGIN_ARCHITECTURES="${architectures}")
-  target_compile_options(${library} PRIVATE -Werror)
+  if(EDGEPRUNE_WARNINGS_ARE_ERRORS)  # not where users compile, with compilers that nobody tried
+    target_compile_options(${library} PRIVATE -Werror)
+  endif()
   # Its own kernels and no others of the process; a symbol of TensorRT would have to be linked and is refused.
   target_link_options(${library} PRIVATE -Wl,-Bsymbolic -Wl,-z,defs -Wl,--exclude-libs,ALL)
 endforeach()

@@ -82,6 +82,7 @@ def reference_plugins() -> Path:
     options = {
         "EDGEPRUNE_NVCC": find_nvcc(),
         "EDGEPRUNE_CUDA_ARCHITECTURES": "89",
+        "EDGEPRUNE_WARNINGS_ARE_ERRORS": "ON",
         "TENSORRT_ROOT": os.environ.get("TENSORRT_ROOT", ""),
     }
     with alone():

@@ -149,6 +149,11 @@ def test_a_missing_library_is_named_with_the_remedy(monkeypatch):
     assert "there is no plugin library: build it with python -m edgeprune.plugins.build" in message
 
 
+def test_engines_of_another_plugin_version_are_refused(stub):
+    with pytest.raises(EngineError, match=r"built with plugin version 9, .* has 1: build them again"):
+        load(module("tensorrt", "11.1"), stub, needed="9")
+
+
 def test_tensorrt_is_asked_whether_it_took_the_plugins(stub):
     """TensorRT for RTX itself: without its own name it is not given a plugin, for it would end the process."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is in the extra 'dev' on x86-64 Linux")
