@@ -20,6 +20,7 @@ from edgeprune.operators.schema import (
     PLUGIN_MODES,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
+    SCORE_SELECT,
 )
 from edgeprune.plugins.shared_object import machine_of
 
@@ -211,7 +212,7 @@ def _has_creators(registry: Any) -> bool:
         for creator in registry.all_creators
         if (creator.plugin_version, creator.plugin_namespace) == (PLUGIN_VERSION, PLUGIN_NAMESPACE)
     }
-    return set(PLUGIN_MODES) <= have
+    return {*PLUGIN_MODES, SCORE_SELECT} <= have
 
 
 def _interface_of(module: ModuleType) -> int:

@@ -179,7 +179,6 @@ def _engine(
     step("parse", 0, 1)
     path = plan.bundle.file(graph.file)
     workspace = plan.options.workspace_bytes
-    nodes = plugin.nodes.get(name, ())
     engine = build_engine(
         library,
         path,
@@ -187,8 +186,7 @@ def _engine(
         entries,
         sm=plan.target.sm,
         workspace=workspace,
-        plugin=plugin.library if nodes else None,
-        plugin_nodes=nodes,
+        plugin=plugin.library if name in plugin.nodes else None,
         step=step,
     )
     entry = store.add(name, key, engine.data, entries, time.perf_counter() - started)

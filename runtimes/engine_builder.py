@@ -10,7 +10,8 @@ from edgeprune import tensor_names as names
 from edgeprune.errors import EngineError
 from edgeprune.manifest import GraphEntry, ProfileEntry
 from edgeprune.plugins.plugin_library import PluginLibrary
-from edgeprune.runtimes.onnx_operators import OperatorNode, without_functions
+from edgeprune.runtimes.onnx_operators import operator_nodes, without_functions
+from edgeprune.runtimes.score_select import fuse_score_select
 from edgeprune.runtimes.tensorrt_library import TensorRtLibrary
 
 # Inputs whose value, not only whose shape, TensorRT has to know before it runs a graph.
@@ -69,7 +70,6 @@ def build_engine(
     sm: int,
     workspace: int | None = None,
     plugin: PluginLibrary | None = None,
-    plugin_nodes: Sequence[OperatorNode] = (),
     step: Callable[[str, int, int], None] = lambda _step, _done, _steps: None,
 ) -> BuiltEngine:
     """Build the engine of one graph, strongly typed, with one optimization profile per entry.
@@ -81,8 +81,7 @@ def build_engine(
         profiles: The profiles; they name every dynamic dimension of the graph.
         sm: Compute capability of the GPU.
         workspace: Most bytes of scratch memory that a layer may use; None = TensorRT's own choice.
-        plugin: The plugins of the operators; None = the operators' functions.
-        plugin_nodes: The nodes that must become plugins.
+        plugin: The plugins that every operator of the graph must become; None = the operators' functions.
         step: Hears of every step of TensorRT's; where it raises, the build is cancelled.
 
     Raises:
@@ -96,16 +95,21 @@ def build_engine(
         plugin.register(trt, builder.get_plugin_registry())
     network = builder.create_network(library.network_flags())
     parser = trt.OnnxParser(network, log)
-    if plugin is not None and library.takes_functions_first:
-        parsed = parser.parse(without_functions(path.read_bytes()), str(path))
-    else:
+    operators = 0
+    if plugin is None:
         parsed = parser.parse_from_file(str(path))
+    else:
+        model = fuse_score_select(path.read_bytes())
+        if library.takes_functions_first:
+            model = without_functions(model)
+        operators = len(operator_nodes(model))
+        parsed = parser.parse(model, str(path))
     if not parsed:
         raise EngineError(_parser_message(parser, path, library))
     plugin_layers = _plugin_layers(trt, network)
-    if plugin is not None and len(plugin_layers) != len(plugin_nodes):
+    if len(plugin_layers) != operators:
         raise EngineError(
-            f"{library.name} {library.version} makes {len(plugin_layers)} plugins of {len(plugin_nodes)} operators in "
+            f"{library.name} {library.version} makes {len(plugin_layers)} plugins of {operators} operators in "
             f"{path.name}: build with --plugin off"
         )
     _allow_decomposed_attention(trt, network)

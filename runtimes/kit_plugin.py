@@ -15,6 +15,7 @@ from edgeprune.manifest import ProfileEntry
 from edgeprune.plugins.plugin_library import LIBRARY, PluginLibrary, find_for
 from edgeprune.runtimes.engine_plugin import PLUGIN_OFF, PLUGIN_ON, plugin_nodes
 from edgeprune.runtimes.onnx_operators import without_functions
+from edgeprune.runtimes.score_select import fuse_score_select
 from edgeprune.targets import Target
 
 PLUGIN_FOLDER, PLUGIN_SUFFIX = "plugins", ".plugin.onnx"
@@ -132,7 +133,7 @@ def plugin_files(plugin: KitPlugin, bundle: Bundle) -> dict[str, bytes]:
         files[plugin.carried_path()] = plugin.carried.path.read_bytes()
     for name in plugin.graphs:
         onnx = bundle.file(bundle.manifest.graphs[name].file)
-        files[f"bundle/{name}{PLUGIN_SUFFIX}"] = without_functions(onnx.read_bytes())
+        files[f"bundle/{name}{PLUGIN_SUFFIX}"] = without_functions(fuse_score_select(onnx.read_bytes()))
     return files
 
 

@@ -32,6 +32,9 @@ SOFT_NMS = "soft_nms"
 DPP = "dpp"
 TOKEN_SELECT_MODES = (THRESHOLD, SOFT_NMS, DPP, TOPK)
 
+SCORE_SELECT = "ScoreSelect"
+"""AttentionScore and TokenSelect in one plugin; no bundle has it, a build makes it of the two."""
+
 PLUGIN_MODES = {
     ATTENTION_SCORE: ATTENTION_SCORE_MODES,
     TOKEN_SELECT: TOKEN_SELECT_MODES,

@@ -51,6 +51,7 @@ set(PLUGIN_SOURCES
   tensorrt/operator_plugin.cpp
   tensorrt/plugin_library.cpp
   tensorrt/plugin_log.cpp
+  tensorrt/score_select_plugin.cpp
   tensorrt/token_gather_plugin.cpp
   tensorrt/token_select_plugin.cpp)
 

@@ -9,6 +9,7 @@
 #include "attention_score_plugin.h"
 #include "plugin_log.h"
 #include "plugin_version.h"
+#include "score_select_plugin.h"
 #include "token_gather_plugin.h"
 #include "token_select_plugin.h"
 
@@ -52,8 +53,10 @@ EDGEPRUNE_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& cou
   static Creator<AttentionScorePlugin> attention_score;
   static Creator<TokenSelectPlugin> token_select;
   static Creator<TokenGatherPlugin> token_gather;
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&attention_score, &token_select, &token_gather};
-  count = 3;
+  static Creator<ScoreSelectPlugin> score_select;
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&attention_score, &token_select, &token_gather,
+                                                                &score_select};
+  count = 4;
   return creators;
 }
 

@@ -27,6 +27,8 @@ class TokenSelectPlugin final : public OperatorPlugin {
                           int32_t num_outputs) const noexcept override;
 
  protected:
+  friend class ScoreSelectPlugin;  // runs it as a part
+
   int32_t num_inputs() const override;
   bool has_type(int32_t position, const nvinfer1::DataType* types) const override;
   nvinfer1::DataType output_type(int32_t output, const nvinfer1::DataType* input_types) const override;

@@ -29,6 +29,7 @@ from edgeprune.operators.schema import (
     PLUGIN_MODES,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
+    SCORE_SELECT,
     SOFT_NMS,
     THRESHOLD,
     TOKEN_GATHER,
@@ -65,6 +66,10 @@ def test_creators_are_what_the_nodes_ask_for(plugin_host):
         TOKEN_GATHER: [token_gather_function.function(1, 0)],
     }
     creators = plugin_host.creators()
+    # ScoreSelect is no operator of a bundle; its attributes are those of its parts.
+    version, namespace, kind, attributes = creators.pop(SCORE_SELECT)
+    assert (version, namespace, kind) == (PLUGIN_VERSION, PLUGIN_NAMESPACE, "PLUGIN CREATOR_V3ONE")
+    assert attributes == {"scale", "causal", "score_mode", "mode", "similarity_sigma"}
     assert set(creators) == set(PLUGIN_MODES) == set(functions)
     for name, (version, namespace, kind, attributes) in creators.items():
         assert (version, namespace, kind) == (PLUGIN_VERSION, PLUGIN_NAMESPACE, "PLUGIN CREATOR_V3ONE")
@@ -148,6 +153,41 @@ def test_token_gather(plugin_host, life, K):
     keep = torch.from_numpy(rng.choice(9, K, replace=False))
     plugin = LIVES[life](plugin_host.create(TOKEN_GATHER, {"axes": axes}))
     assert_same(plugin(keep, *tensors), token_gather(keep, tensors, axes))
+
+
+@pytest.mark.parametrize("life", LIVES)
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("mode", [TOPK, SOFT_NMS])
+def test_score_select_is_the_selection_of_the_score(plugin_host, mode, dtype, life):
+    select = SoftNmsCase(keep=(11,), dtype=dtype).inputs(3)
+    S = select["scores"].shape[1]
+    case = AttentionCase(H=4, Hkv=2, Q=3, R=3, S=S, D=16, dtype=dtype)
+    attention = case.inputs(3)
+    score = plugin_host.create(
+        ATTENTION_SCORE, {"scale": case.scale, "mode": case.mode, "causal": int(case.causal)}
+    )
+    selection = {"mode": mode, "similarity_sigma": 0.5}
+    attributes = {"scale": case.scale, "score_mode": case.mode, "causal": int(case.causal), **selection}
+    before = [attention[name] for name in ("query", "key", "row_index", "row_weight")]
+    behind = [select[name][0].contiguous() for name in ("num_keep", "droppable", "features", "places")]
+    behind = [*behind, select["nearness"]][: 2 if mode == TOPK else 5]
+    plugin = LIVES[life](plugin_host.create(SCORE_SELECT, attributes))
+    chosen = plugin(*before, *behind)
+    assert_same(chosen, plugin_host.create(TOKEN_SELECT, selection)(score(*before)[:, 0], *behind))
+    assert 11 < int(chosen[1]) < S
+
+
+def test_score_select_takes_one_score_of_one_sequence(plugin_host):
+    attributes = {"scale": 1.0, "score_mode": "logits", "causal": 0, "mode": TOPK}
+    plugin = plugin_host.create(SCORE_SELECT, attributes)
+    for B, G in ((2, 1), (1, 2)):
+        query, weight = torch.zeros(B, 1, 3, 8), torch.zeros(G, 3)
+        inputs = [query, query, torch.arange(3), weight, torch.tensor(1), torch.ones(3, dtype=torch.bool)]
+        outputs = plugin.infer(inputs)
+        assert not plugin.run(inputs, outputs)
+        assert "edgeprune.ScoreSelect: its kernels returned CUDA error 1" in plugin_host.log()
+    assert plugin_host.create(SCORE_SELECT, {**attributes, "mode": THRESHOLD}) is None
+    assert "mode 'threshold' does not choose by one score" in plugin_host.log()
 
 
 def assert_same(ours, theirs):
