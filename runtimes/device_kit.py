@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -171,7 +172,9 @@ Engines of TensorRT run on the GPU and the TensorRT that built them, so these ar
    `{BUNDLE_FOLDER}/{ENGINES_FOLDER}/{target.name}/`, with a log beside each. It may be interrupted and run again.
 {opset}
 The engines are {plan.precision}, strongly typed, for prompts of up to {plan.limits.sequence} tokens with
-{plan.limits.images} pictures. {plugin.readme()}
+{plan.limits.images} pictures.
+
+{textwrap.fill(plugin.readme(), 120, break_on_hyphens=False, break_long_words=False)}
 
 Neither these lines nor the engines have been run on this device by whoever wrote the kit. Where edgeprune is installed
 on the device, `edgeprune build {BUNDLE_FOLDER} --target {target.name}` does the same and enters the engines into

@@ -74,9 +74,12 @@ class KitPlugin:
             '    echo "the plugins were not compiled, see plugin.log: cmake, nvcc and TensorRT headers are needed" >&2',
             *failed,
             "fi",
-            'if [ "$PLUGIN" != off ] && [ ! -f "$PLUGIN" ]; then',
-            '    echo "there is no plugin library $PLUGIN: correct EDGEPRUNE_PLUGIN, or set it to off" >&2',
-            "    exit 1",
+            'if [ "$PLUGIN" != off ]; then',
+            '    if [ ! -f "$PLUGIN" ]; then',
+            '        echo "there is no plugin library $PLUGIN: correct EDGEPRUNE_PLUGIN, or set it to off" >&2',
+            "        exit 1",
+            "    fi",
+            '    PLUGIN=$(realpath "$PLUGIN")  # the loader looks for a bare name elsewhere',
             "fi",
         ]
 

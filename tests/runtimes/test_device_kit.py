@@ -168,7 +168,9 @@ def test_engines_are_built_with_a_plugin_library_that_is_named(own_kit, trtexec)
     assert result.returncode == 0, result.stderr
     assert "site0: built with the plugins" in result.stdout
     assert "segment0: built\n" in result.stdout
-    assert {"--onnx=bundle/site0.plugin.onnx", "--dynamicPlugins=plugin.so"} <= set(told(own_kit, "site0"))
+    assert {"--onnx=bundle/site0.plugin.onnx", f"--dynamicPlugins={own_kit}/plugin.so"} <= set(
+        told(own_kit, "site0")
+    )
     assert "--onnx=bundle/segment0.onnx" in told(own_kit, "segment0")
     assert not [word for word in told(own_kit, "segment0") if "lugin" in word]
 
