@@ -240,7 +240,9 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--target", required=True, help="Device to build for; edgeprune targets lists them.")
-@click.option("--precision", help="fp32, fp16 …; the bundle's own by default.")
+@click.option(
+    "--precision", help="fp32, fp16, int8, int4 or fp8; it must be the bundle's, and is by default."
+)
 @click.option(
     "--profiles",
     "profile_choice",

@@ -19,6 +19,8 @@ from edgeprune.runtimes.kit_plugin import PLUGIN_SUFFIX, KitPlugin, plan_plugin,
 from edgeprune.runtimes.tensorrt_library import FUSED_OPSET, FUSED_TENSORRT
 
 BUILD_SCRIPT, CHECKSUMS, README = "build.sh", "SHA256SUMS", "README.md"
+# Segments have layers of equal sizes, whose kernels trtexec then times once.
+TIMINGS = "timing.cache"
 BUNDLE_FOLDER = "bundle"
 
 
@@ -112,7 +114,8 @@ def build_script(plan: BuildPlan, plugin: KitPlugin, by_graph: Mapping[str, tupl
         f'        onnx={BUNDLE_FOLDER}/$graph{PLUGIN_SUFFIX} how=" with the plugins"',
         '        plugins=("--dynamicPlugins=$PLUGIN")',
         "    fi",
-        '    "$TRTEXEC" --onnx="$onnx" --saveEngine="$OUT/$graph.partial" "${plugins[@]}" "$@" \\',
+        '    "$TRTEXEC" --onnx="$onnx" --saveEngine="$OUT/$graph.partial" "${plugins[@]}" \\',
+        f'        --timingCacheFile={TIMINGS} "$@" \\',
         '        > "$OUT/$graph.log" 2>&1 || {',
         '        rm -f "$OUT/$graph.partial"',
         '        echo "$graph: trtexec failed, see $OUT/$graph.log" >&2',
@@ -169,7 +172,8 @@ Engines of TensorRT run on the GPU and the TensorRT that built them, so these ar
    {plan.memory.build / 2**30:.1f} GiB to build; on a board with little memory add swap and close the desktop.
 2. TensorRT {needed} to {target.tensorrt[1]}.x must be installed (on a Jetson it comes with JetPack), with `trtexec`.
 3. Run `./{BUILD_SCRIPT}`. It checks `{CHECKSUMS}`, then builds one engine per graph into
-   `{BUNDLE_FOLDER}/{ENGINES_FOLDER}/{target.name}/`, with a log beside each. It may be interrupted and run again.
+   `{BUNDLE_FOLDER}/{ENGINES_FOLDER}/{target.name}/`, with a log beside each, and keeps what it timed in `{TIMINGS}`. It
+   may be interrupted and run again.
 {opset}
 The engines are {plan.precision}, strongly typed, for prompts of up to {plan.limits.sequence} tokens with
 {plan.limits.images} pictures.

@@ -1,7 +1,7 @@
 """Which graphs of a bundle are built with TensorRT's plugins of the operators, and which from their functions."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeprune import tensor_names as names
@@ -45,10 +45,11 @@ def choose_plugin(
     sm: int,
     bundle: Bundle,
     candidates: Sequence[Mapping[str, tuple[ProfileEntry, ...]]],
+    warn: Callable[[str], None],
 ) -> EnginePlugin:
     """The plugins for the graphs of a bundle.
 
-    With "auto" a library that is there but does not fit is passed over, unless the variable names it.
+    With "auto" a library that is there but does not fit is passed over with a warning, unless the variable names it.
 
     Args:
         choice: "auto", "on" or "off".
@@ -56,6 +57,7 @@ def choose_plugin(
         sm: Compute capability of the GPU.
         bundle: The bundle.
         candidates: Profiles of every graph, for each strategy.
+        warn: Hears in one line why a library is passed over.
 
     Raises:
         EngineError: The plugins were asked for and there is no library that fits.
@@ -66,9 +68,10 @@ def choose_plugin(
         plugins = found()
         plugins.check_fits(library.module)
         plugins.check_has_kernels(sm)
-    except EngineError:
+    except EngineError as error:
         if choice == PLUGIN_ON or os.environ.get(PATH_VARIABLE):
             raise
+        warn(f"no plugins, the operators are built from their functions: {error}")
         return EnginePlugin(None, {})
     return EnginePlugin(plugins, plugin_nodes(bundle, candidates))
 

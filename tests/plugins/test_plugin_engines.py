@@ -44,7 +44,7 @@ def test_every_operator_becomes_a_plugin(rtx_plugins, bundle, request):
     opened = Bundle.open(request.getfixturevalue(bundle))
     entries = profiles_of(opened)
     library = library_for(find_target("rtx40"))
-    plugin = choose_plugin(PLUGIN_ON, library, SM, opened, [entries])
+    plugin = choose_plugin(PLUGIN_ON, library, SM, opened, [entries], pytest.fail)
     assert plugin.library.path == rtx_plugins
     assert plugin.nodes
     for name in plugin.nodes:

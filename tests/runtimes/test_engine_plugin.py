@@ -65,10 +65,10 @@ def test_without_a_library_functions_are_built_unless_it_was_asked_for(atp_bundl
     opened = Bundle.open(atp_bundle)
     library = TensorRtLibrary("tensorrt", "11.4.0", types.ModuleType("tensorrt"))
     for choice in (PLUGIN_AUTO, PLUGIN_OFF):
-        chosen = choose_plugin(choice, library, SM, opened, [profiles_of(opened)])
+        chosen = choose_plugin(choice, library, SM, opened, [profiles_of(opened)], pytest.fail)
         assert (chosen.library, chosen.version, chosen.version_of("site0")) == (None, None, None)
     with pytest.raises(EngineError, match="there is no plugin library: build it with"):
-        choose_plugin(PLUGIN_ON, library, SM, opened, [profiles_of(opened)])
+        choose_plugin(PLUGIN_ON, library, SM, opened, [profiles_of(opened)], pytest.fail)
 
 
 def test_a_library_that_the_variable_names_is_not_passed_over(atp_bundle, monkeypatch):
@@ -77,8 +77,26 @@ def test_a_library_that_the_variable_names_is_not_passed_over(atp_bundle, monkey
     monkeypatch.setenv(PATH_VARIABLE, "/nowhere/plugin.so")
     for choice in (PLUGIN_AUTO, PLUGIN_ON):
         with pytest.raises(EngineError, match=r"/nowhere/plugin\.so does not exist"):
-            choose_plugin(choice, library, SM, opened, [profiles_of(opened)])
-    assert choose_plugin(PLUGIN_OFF, library, SM, opened, []).version is None
+            choose_plugin(choice, library, SM, opened, [profiles_of(opened)], pytest.fail)
+    assert choose_plugin(PLUGIN_OFF, library, SM, opened, [], pytest.fail).version is None
+
+
+def test_a_library_that_is_found_and_does_not_fit_is_passed_over_with_a_warning(
+    atp_bundle, tmp_path, monkeypatch
+):
+    opened = Bundle.open(atp_bundle)
+    library = TensorRtLibrary("tensorrt", "11.4.0", types.ModuleType("tensorrt"))
+    damaged = tmp_path / "libedgeprune_tensorrt.so"
+    damaged.write_text("no library")
+    monkeypatch.delenv(PATH_VARIABLE, raising=False)
+    for place in ("edgeprune.runtimes.engine_plugin.find", "edgeprune.plugins.plugin_library.find"):
+        monkeypatch.setattr(place, lambda: damaged)
+    warnings = []
+    chosen = choose_plugin(PLUGIN_AUTO, library, SM, opened, [profiles_of(opened)], warnings.append)
+    assert chosen.version is None
+    assert "is no whole library" in warnings[0]
+    with pytest.raises(EngineError, match="is no whole library"):
+        choose_plugin(PLUGIN_ON, library, SM, opened, [profiles_of(opened)], pytest.fail)
 
 
 def test_an_unknown_choice_is_refused():
