@@ -47,7 +47,7 @@ plugin: $(STAMP) ## Compile and test TensorRT's plugins; TENSORRT_ROOT="DIR …"
 		$(BIN)/python -m edgeprune.plugins.build; \
 	done
 
-test-gpu: $(STAMP) ## Run the kernels on an NVIDIA GPU; without one, say so
+test-gpu: $(STAMP) ## Run kernels and engines on an NVIDIA GPU; without one, say so
 	$(BIN)/python tests/plugins/run_on_gpu.py
 
 format: $(STAMP) ## Rewrite the code in the house format

@@ -13,7 +13,7 @@ from edgeprune.manifest import GraphEntry, ProfileEntry
 from edgeprune.plugins.plugin_library import PluginLibrary
 from edgeprune.runtimes.onnx_operators import operator_nodes, without_functions
 from edgeprune.runtimes.score_select import fuse_score_select
-from edgeprune.runtimes.tensorrt_library import TensorRtLibrary
+from edgeprune.runtimes.tensorrt_library import TensorRtLibrary, new_log
 from edgeprune.runtimes.timing_cache import TimingCache
 
 # Inputs whose value, not only whose shape, TensorRT has to know before it runs a graph.
@@ -97,7 +97,7 @@ def build_engine(
         EngineError: TensorRT refuses the graph, a profile or the plugins, or memory does not suffice.
     """
     trt = library.module
-    log = _log(trt)
+    log = new_log(trt)
     builder = trt.Builder(log)
     if plugin is not None:
         # The builder's own registry: no other build of the process gets them.
@@ -286,21 +286,6 @@ def _monitor(trt: Any) -> Any:
                 self._position = (self._position[1], self._position[1])
 
     return Monitor()
-
-
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc] # the module is known at run time only
-        """Remembers the last error."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.last = " ".join(message.split())
-
-    return Log()
 
 
 def _parser_message(parser: Any, path: Path, library: TensorRtLibrary) -> str:

@@ -7,7 +7,6 @@ a build takes, so whatever is wrong with it costs a warning and no more.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from edgeprune.runtimes.engine_store import write_whole
 from edgeprune.runtimes.tensorrt_library import TensorRtLibrary
+from edgeprune.runtimes.user_cache import user_cache
 from edgeprune.targets import Target
 from edgeprune.this_machine import this_machine
 
@@ -79,29 +79,19 @@ class TimingCache:
 def timing_cache_of(
     library: TensorRtLibrary, target: Target, warn: Callable[[str], None]
 ) -> TimingCache | None:
-    """The timings of the GPU in this machine; None where the builder times nothing, or there is no folder for them.
+    """The timings of the GPU in this machine; None where the builder times nothing.
 
     TensorRT for RTX chooses kernels without trying them: its timing cache stays empty, engines are the same with and
     without one, and reading one takes a driver.
     """
-    folder = cache_folder()
-    if library.is_rtx or folder is None:
+    if library.is_rtx:
         return None
     # A target may stand for several cards.
     own = this_machine()
     gpu = target.title if own is None else own.title
     owner = f"{library.name} {library.version}, SM {target.sm}, {gpu}"
     name = re.sub(r"[^a-z0-9.]+", "-", owner.lower()).strip("-")
-    return TimingCache(folder / f"{name}.timings", owner, warn)
-
-
-def cache_folder() -> Path | None:
-    """Where timings lie; None without a home."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(given) if given else Path.home() / ".cache") / "edgeprune"
-    except RuntimeError:
-        return None
+    return TimingCache(user_cache() / f"{name}.timings", owner, warn)
 
 
 def _head(owner: str, data: bytes) -> bytes:

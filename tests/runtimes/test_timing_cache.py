@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from edgeprune.runtimes.tensorrt_library import library_for
-from edgeprune.runtimes.timing_cache import TimingCache, cache_folder, timing_cache_of
+from edgeprune.runtimes.timing_cache import TimingCache, timing_cache_of
+from edgeprune.runtimes.user_cache import user_cache
 from edgeprune.targets import find_target
 
 OWNER = "tensorrt 10.3.0, SM 87, Jetson AGX Orin"
@@ -103,10 +104,10 @@ def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path):
 
 def test_the_folder_is_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "edgeprune"
+    assert user_cache() == tmp_path / "edgeprune"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "home" / ".cache" / "edgeprune"
+    assert user_cache() == tmp_path / "home" / ".cache" / "edgeprune"
 
 
 def test_tensorrt_for_rtx_times_nothing():
