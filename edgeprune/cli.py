@@ -1,18 +1,18 @@
 """The command line: each command calls the function of the same name."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 import edgeprune
+from edgeprune.calibrate_command import calibrate
 from edgeprune.errors import EdgepruneError, PictureError
 from edgeprune.interruption import Interruption
 from edgeprune.json_data import to_json
+from edgeprune.terminal import console
 
 
 class _Group(click.Group):
@@ -241,7 +241,10 @@ def inspect(bundle: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(to_json(found), ensure_ascii=False))
     else:
-        _console().print(inspection_report.render_inspection(found))
+        console().print(inspection_report.render_inspection(found))
+
+
+main.add_command(calibrate)
 
 
 @main.command()
@@ -344,7 +347,7 @@ def targets(as_json: bool) -> None:
             ", ".join(lacking) or "-",
             versions,
         )
-    _console().print(table)
+    console().print(table)
 
 
 @main.command()
@@ -357,21 +360,16 @@ def doctor(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(to_json(found)))
         return
-    console = _console()
-    console.print(
+    terminal = console()
+    terminal.print(
         f"edgeprune {found.edgeprune}, Python {found.python}, {found.machine}, {found.cpu_cores} cores",
         highlight=False,
     )
-    console.print(f"ONNX Runtime providers: {', '.join(found.providers) or 'none'}", highlight=False)
+    terminal.print(f"ONNX Runtime providers: {', '.join(found.providers) or 'none'}", highlight=False)
     table = Table("module", "version", "needed for", "remedy")
     for piece in found.pieces:
         table.add_row(piece.name, piece.version or "missing", piece.purpose, piece.remedy.replace("[", "\\["))
-    console.print(table)
-
-
-def _console() -> Console:
-    """A console that keeps whole tables when the output is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=110)
+    terminal.print(table)
 
 
 def _answer_lines(answer: "edgeprune.Answer") -> list[str]:
