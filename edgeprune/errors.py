@@ -47,3 +47,7 @@ class TargetError(EdgepruneError):
 
 class EngineError(EdgepruneError):
     """Engines cannot be built: no TensorRT, a graph that it refuses, profiles that do not fit, too little memory."""
+
+
+class ProfileError(EdgepruneError):
+    """A profile cannot be measured as asked, or not be written."""
