@@ -272,36 +272,25 @@ def build(
 ) -> None:
     """Build the TensorRT engines of BUNDLE for a device and put them into it."""
     from edgeprune.runtimes import device_kit, engine_build
+    from edgeprune.runtimes.build_options import BuildOptions
 
-    workspace_bytes = None if workspace is None else int(workspace * 2**20)
+    options = BuildOptions(
+        target,
+        precision,
+        profile_choice,
+        max_images,
+        max_sequence,
+        workspace_mib=workspace,
+        memory_gib=memory,
+    )
     if kit is not None:
-        written = device_kit.write_kit(
-            bundle,
-            kit,
-            target,
-            precision=precision,
-            profile_choice=profile_choice,
-            max_images=max_images,
-            max_sequence=max_sequence,
-            workspace=workspace_bytes,
-            memory_gib=memory,
-        )
+        written = device_kit.write_kit(bundle, kit, options)
         click.echo(f"{kit}: {written} files; carry the folder to the device and run build.sh there")
         return
     from edgeprune.export.progress import ProgressBars
 
     with ProgressBars(interruption.check) as progress:
-        engines = engine_build.build(
-            bundle,
-            target,
-            precision=precision,
-            profile_choice=profile_choice,
-            max_images=max_images,
-            max_sequence=max_sequence,
-            workspace=workspace_bytes,
-            memory_gib=memory,
-            progress=progress,
-        )
+        engines = engine_build.build(bundle, options, progress=progress)
     tried = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in engines.strategy_bytes.items())
     click.echo(
         f"{bundle}: {len(engines.engines)} {engines.precision} engines for {target} (SM {engines.sm}) with "

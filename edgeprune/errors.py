@@ -51,3 +51,7 @@ class EngineError(EdgepruneError):
 
 class ProfileError(EdgepruneError):
     """A profile cannot be measured as asked, or not be written."""
+
+
+class DataError(EdgepruneError):
+    """Calibration data is missing, unreadable, of another modality, or too little for what is asked of it."""

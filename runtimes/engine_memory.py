@@ -60,18 +60,17 @@ def estimate(manifest: Manifest, limits: Limits, profiles: Mapping[str, int]) ->
     )
 
 
-def check_fits(need: MemoryEstimate, target: Target, memory: int | None = None) -> None:
+def check_fits(need: MemoryEstimate, target: Target, usable: int) -> None:
     """Refuse what the target cannot hold.
 
     Args:
         need: The estimate.
         target: The device.
-        memory: Its memory in bytes, where it differs from the target's.
+        usable: What engines may use of its memory, in bytes.
 
     Raises:
         EngineError: It does not fit; the message says by how much and what would help.
     """
-    usable = target.usable_bytes if memory is None else target.usable_bytes - target.memory_bytes + memory
     missing = need.run - usable
     if missing <= 0:
         return

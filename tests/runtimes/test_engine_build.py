@@ -18,7 +18,8 @@ from edgeprune.cli import main
 from edgeprune.errors import BundleError, EngineError
 from edgeprune.inspection import inspect
 from edgeprune.manifest import MANIFEST_FILE, Manifest, ProfileEntry, manifest_from_json, manifest_to_json
-from edgeprune.runtimes.engine_build import build
+from edgeprune.runtimes.build_options import BuildOptions
+from edgeprune.runtimes.engine_build import build, plan_build
 from edgeprune.runtimes.engine_builder import build_engine
 from edgeprune.runtimes.engine_profiles import ONE, SPLIT, Limits, profiles
 from edgeprune.runtimes.preprocessing_kinds import preprocessing_from_json
@@ -28,6 +29,8 @@ from edgeprune.targets import find_target
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is in the extra 'dev' on x86-64 Linux")
 # The builds take most of the time: one worker shares them.
 pytestmark = pytest.mark.xdist_group("engines")
+
+RTX40 = BuildOptions("rtx40", profile_choice=ONE)
 
 
 class Log:
@@ -48,7 +51,7 @@ class Log:
 def built_folder(atp_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ATP's bundle with engines for SM 89, one profile each."""
     folder = Path(shutil.copytree(atp_bundle, tmp_path_factory.mktemp("engines") / "atp"))
-    build(folder, "rtx40", profile_choice=ONE)
+    build(folder, RTX40)
     return folder
 
 
@@ -172,7 +175,7 @@ def find_installed_version() -> str:
 def test_a_second_build_builds_nothing(built):
     before = (built / MANIFEST_FILE).read_bytes()
     log, started = Log(), time.perf_counter()
-    build(built, "rtx40", profile_choice=ONE, progress=log)
+    build(built, RTX40, progress=log)
     assert time.perf_counter() - started < 2
     assert len(log.finished) == len(manifest_of(built).graphs)
     assert all(step.endswith("built before") for step in log.finished.values())
@@ -182,7 +185,7 @@ def test_a_second_build_builds_nothing(built):
 def test_auto_records_both_and_takes_what_fits(built):
     """The tiny model's engines are 18 and 25 MB: with room for both, prefill and decode get their own profiles."""
     log = Log()
-    roomy = build(built, "rtx40", progress=log)
+    roomy = build(built, BuildOptions("rtx40"), progress=log)
     assert roomy.strategy == SPLIT
     assert set(roomy.strategy_bytes) == {SPLIT, ONE}
     assert roomy.strategy_bytes[SPLIT] > roomy.strategy_bytes[ONE]
@@ -192,15 +195,13 @@ def test_auto_records_both_and_takes_what_fits(built):
     # Only the chosen engines stay, and choosing them again builds nothing.
     assert len(list((built / "engines" / "rtx40").glob("*.engine"))) == len(roomy.engines)
     again = Log()
-    assert build(built, "rtx40", progress=again) == roomy
+    assert build(built, BuildOptions("rtx40"), progress=again) == roomy
     assert all(step.endswith("built before") for step in again.finished.values())
     # What is used beside the engines, the reserve and a little more than the smaller set: half a GiB and the estimate.
-    from edgeprune.runtimes.engine_build import plan_build
-
-    memory = plan_build(built, "rtx40").memory
+    memory = plan_build(built, BuildOptions("rtx40")).memory
     between = (roomy.strategy_bytes[SPLIT] + roomy.strategy_bytes[ONE]) // 2
     gib = (between + memory.run - memory.weights) / 2**30 + 0.5
-    assert build(built, "rtx40", memory_gib=gib).strategy == ONE
+    assert build(built, BuildOptions("rtx40", memory_gib=gib)).strategy == ONE
 
 
 @pytest.mark.parametrize("suffix", [".engine", ".json"])
@@ -211,7 +212,7 @@ def test_a_damaged_engine_is_built_again(built, suffix):
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     log = Log()
-    engines = build(built, "rtx40", profile_choice=ONE, progress=log)
+    engines = build(built, RTX40, progress=log)
     rebuilt = [name for name, step in log.finished.items() if not step.endswith("built before")]
     assert rebuilt == ["gather (1 profile)"]
     assert sha256_of(built / engines.engines["gather"].file.path) == engines.engines["gather"].file.sha256
@@ -221,14 +222,14 @@ def test_a_damaged_engine_is_built_again(built, suffix):
 def test_an_interrupted_build_keeps_the_old_engines(built):
     before = manifest_of(built).engines["rtx40"]
     with pytest.raises(KeyboardInterrupt):
-        build(built, "rtx40", profile_choice=ONE, max_sequence=256, progress=Log(interrupt_at="segment1"))
+        build(built, replace(RTX40, max_sequence=256), progress=Log(interrupt_at="segment1"))
     assert manifest_of(built).engines["rtx40"] == before
     for engine in before.engines.values():
         assert sha256_of(built / engine.file.path) == engine.file.sha256
     assert not list(built.rglob("*.partial*"))
     # What was whole by then is not built a second time, and what is not needed any more goes.
     log = Log()
-    engines = build(built, "rtx40", profile_choice=ONE, max_sequence=256, progress=log)
+    engines = build(built, replace(RTX40, max_sequence=256), progress=log)
     assert log.finished["segment0 (1 profile)"].endswith("built before")
     assert " in " in log.finished["segment1 (1 profile)"]
     found = {path.name for path in (built / "engines" / "rtx40").glob("*.engine")}
@@ -253,7 +254,7 @@ def test_ctrl_c_ends_a_build(atp_bundle, tmp_path):
 
 
 def test_targets_live_side_by_side(built):
-    build(built, "rtx30", profile_choice=ONE)
+    build(built, replace(RTX40, target="rtx30"))
     engines = manifest_of(built).engines
     assert {name: entry.sm for name, entry in engines.items()} == {"rtx40": 89, "rtx30": 86}
     assert engines["rtx40"].engines["segment0"].key != engines["rtx30"].engines["segment0"].key
@@ -279,7 +280,7 @@ def test_a_damaged_onnx_file_is_named(built):
     path = built / "gather.onnx"
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(BundleError, match=r"gather\.onnx is not the file that was exported"):
-        build(built, "rtx40")
+        build(built, BuildOptions("rtx40"))
 
 
 def test_an_operator_that_tensorrt_refuses_is_named(built):
@@ -303,7 +304,7 @@ def test_an_operator_that_tensorrt_refuses_is_named(built):
     manifest = replace(manifest, graphs={**manifest.graphs, "gather": graph})
     (built / MANIFEST_FILE).write_text(manifest_to_json(manifest))
     with pytest.raises(EngineError, match=r"refuses gather\.onnx at NonZero 'find'") as caught:
-        build(built, "rtx40", profile_choice=ONE)
+        build(built, RTX40)
     assert "\n" not in str(caught.value)
 
 
@@ -320,8 +321,10 @@ def test_an_operator_that_tensorrt_refuses_is_named(built):
         (["--target", "rtx40", "--profiles", "wide"], "neither a file nor one of auto, one, split"),
         (["--target", "rtx40", "--max-sequence", "100000"], "exceeds the model's context of 512"),
         (["--target", "rtx40", "--max-images", "0"], "--max-images is 0"),
-        (["--target", "rtx40", "--workspace", "0"], "--workspace is 0"),
-        (["--target", "rtx40", "--memory", "0"], "--memory is 0"),
+        (["--target", "rtx40", "--workspace", "0"], "--workspace is 0 MiB"),
+        (["--target", "rtx40", "--workspace", "nan"], "--workspace is nan MiB"),
+        (["--target", "rtx40", "--memory", "0"], "--memory is 0 GiB"),
+        (["--target", "rtx40", "--memory", "inf"], "--memory is inf GiB"),
         (["--target", "rtx40", "--memory", "0.6"], "too little: what helps is"),
         (["--target", "this"], "no NVIDIA GPU"),
     ],
