@@ -6,6 +6,7 @@ every weight is read once, cached keys and values are read once and new ones wri
 reads its input and writes its output once. Biases, norms and the scoring at a site are left out.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -87,7 +88,7 @@ def prompt_costs(manifest: Manifest, counts: PromptCounts) -> dict[str, StageCos
         sizes = geometry.projector_sizes
         costs[PROJECTOR] = StageCost(
             projector_flops(sizes, counts.entering),
-            sum(a * b for a, b in zip(sizes, sizes[1:], strict=False)),
+            sum(a * b for a, b in itertools.pairwise(sizes)),
             counts.entering * (sizes[0] + sizes[-1]),
         )
     entering = counts.entering + counts.text

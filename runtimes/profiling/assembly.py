@@ -21,7 +21,7 @@ from edgeprune.runtimes.profiling.report import (
     SiteEntry,
     StageEntry,
 )
-from edgeprune.runtimes.profiling.summary import histogram, summarize
+from edgeprune.runtimes.profiling.summary import Summary, histogram, summarize
 from edgeprune.stage_cost import DECODE, PROJECTOR, VISION, StageCost, decode_cost, prompt_costs
 
 REST = "host"
@@ -178,7 +178,8 @@ def compare(
                 scope=scope,
                 time_ratio=ratio,
                 flops_ratio=flops_ratio,
-                saving_efficiency=saving_efficiency(ratio.p50, flops_ratio),
+                # A decode step waits for weights: its operations are not what takes its time.
+                saving_efficiency=None if scope == DECODE else saving_efficiency(ratio.p50, flops_ratio),
                 predicted_time_ratio=None if rates is None else sum(least) / sum(other_least),
             )
         )
@@ -274,7 +275,7 @@ def _roofline(values: Sequence[float], costs: Sequence[StageCost], rates: Rates)
     )
 
 
-def _decode_steps(runs: Sequence[Run]) -> tuple:
+def _decode_steps(runs: Sequence[Run]) -> tuple[Summary, ...]:
     steps = min(len(run.decode_ms) for run in runs)
     return tuple(summarize([run.decode_ms[step] for run in runs]) for step in range(steps))
 

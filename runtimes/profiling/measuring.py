@@ -119,9 +119,7 @@ def measure(
     return found
 
 
-def _run(
-    session: Session, sample: ProfileSample, options: SamplingOptions, index: int, number: int
-) -> Run:
+def _run(session: Session, sample: ProfileSample, options: SamplingOptions, index: int, number: int) -> Run:
     started = time.perf_counter()
     watch = Recorder()
     answer = session.answer(sample.pictures, sample.prompt, options, watch=watch)

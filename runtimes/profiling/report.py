@@ -239,7 +239,7 @@ class ComparisonEntry:
         time_ratio: Own time over the other's, round by round.
         flops_ratio: Own operations over the other's.
         saving_efficiency: (1 − time ratio) / (1 − FLOPs ratio) with the median time ratio; None where no operations
-            are saved.
+            are saved, and of "decode", which waits for weights and not for operations.
         predicted_time_ratio: What the roofline of this machine says; None without one.
     """
 
