@@ -225,16 +225,21 @@ def verify(bundle: Path, checkpoint: Path | None, clip: Path | None, method: tup
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--target", help="A device: say how far pruning pays on it.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def inspect(bundle: Path, as_json: bool) -> None:
+def inspect(bundle: Path, target: str | None, as_json: bool) -> None:
     """Show what BUNDLE holds: sites, graphs, sizes, tokens and FLOPs."""
-    from edgeprune import inspection, inspection_report
+    from edgeprune import inspection, inspection_report, knee
 
     found = inspection.inspect(bundle)
+    on_target = None if target is None else knee.find_knee(found, target)
     if as_json:
-        click.echo(json.dumps(to_json(found), ensure_ascii=False))
-    else:
-        _console().print(inspection_report.render_inspection(found))
+        more = {} if on_target is None else {"knee": to_json(on_target)}
+        click.echo(json.dumps(to_json(found) | more, ensure_ascii=False))
+        return
+    _console().print(inspection_report.render_inspection(found))
+    if on_target is not None:
+        click.echo(knee.knee_sentence(on_target))
 
 
 @main.command()

@@ -118,6 +118,7 @@ def predicted_bars(prediction: PredictionEntry) -> Figure:
             x += stage.milliseconds
             kind = f"g-{_group(stage.name)}" + (" memory" if stage.bound == MEMORY else "")
             title = f"{stage.name}: {format_milliseconds(stage.milliseconds)} ms, {stage.bound}"
+            svg.rect(begin, y, max(0.0, end - begin - 1), bar, "backing", radius=2)
             svg.rect(begin, y, max(0.0, end - begin - 1), bar, kind, title, radius=2)
             short = stage.name.removeprefix("prefill.")
             if end - begin > 7.2 * len(short) + 8:
@@ -165,7 +166,9 @@ def _chart(knee: float, int4: float | None, points: Sequence[tuple[int, str, flo
     most = max(knee * 4, *(tokens for _, _, tokens, _ in points)) * 1.5
     least = max(1.0, min(knee / 8, *(tokens for _, _, tokens, _ in points)) / 1.5)
     high = max(most / knee, *(value for *_, value in points)) * 1.4
-    low = 0.7 * min(1.0, *(value for *_, value in points))
+    # Weights of four bits take a part of the time, down to their own knee.
+    share = 1.0 if int4 is None else int4 / knee
+    low = 0.7 * min(share, *(value for *_, value in points))
     svg = Svg(WIDTH, _HEIGHT, "Least time of prefill by the number of tokens")
 
     def place(tokens: float, value: float) -> tuple[float, float]:
@@ -192,12 +195,14 @@ def _chart(knee: float, int4: float | None, points: Sequence[tuple[int, str, flo
     x, y = place(knee, 1)
     svg.line(x, _TOP, x, _HEIGHT - _BOTTOM, "mark")
     svg.text(x + 6, _TOP + 12, f"knee: {knee:.0f} tokens", "strong")
-    if int4 is not None and least < int4 < most:
-        share = knee and int4 / knee
-        start = place(least, max(low, share))
-        svg.polyline([start, place(int4, max(low, share)), place(knee, 1)], "roof dashed")
-    for index, name, tokens, value in points:
-        svg.circle(*place(tokens, value), 6, f"dot {colour(index)}", f"{name}: {tokens:.0f} tokens")
+    if int4 is not None:
+        svg.polyline([place(least, share), place(max(least, int4), share), place(knee, 1)], "roof dashed")
+        svg.text(*place(least * 1.1, share * 1.12), "int4", "label")
+    for index, name, tokens, value in reversed(points):
+        x, y = place(tokens, value)
+        svg.circle(x, y, 6, f"dot {colour(index)}", f"{name}: {tokens:.0f} tokens")
+        if index == 0:
+            svg.text(x, y - 11, name.rpartition(".")[2], "label", "middle")
     return svg.markup()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from edgeprune.errors import TargetError
+from edgeprune.knee import int4_knee
 from edgeprune.manifest import Manifest
 from edgeprune.roofline import Rates, default_precision, target_rates
 from edgeprune.runtimes.profiling.assembly import RunCosts
@@ -40,14 +40,6 @@ def predict(
         int4_knee_tokens=int4_knee(target),
         bundles=tuple(_bundle(name, *entry, rates) for name, entry in bundles.items()),
     )
-
-
-def int4_knee(target: Target) -> float | None:
-    """The knee with weights of four bits, where the target has them and its rate is known."""
-    try:
-        return target_rates(target, "int4").knee_tokens
-    except TargetError:
-        return None
 
 
 def _bundle(

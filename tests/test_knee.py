@@ -1,0 +1,41 @@
+"""How far pruning pays on a device."""
+
+from dataclasses import replace
+
+import pytest
+
+from edgeprune.errors import TargetError
+from edgeprune.inspection import inspect
+from edgeprune.knee import SegmentKnee, TargetKnee, find_knee, knee_sentence
+
+KNEE = TargetKnee("orin", "An Orin", "fp16", 208.0, 52.0, "fixed", ())
+
+
+def test_the_segments_of_a_bundle(random_bundle):
+    knee = find_knee(inspect(random_bundle), "agx-orin-64")
+    assert (round(knee.tokens), round(knee.int4_tokens), knee.precision) == (208, 52, "fp16")
+    # 36 tokens enter a tiny model and 9 stay, with 64 rows of text: all of it below the knee.
+    assert [(segment.rows, segment.reads_weights_only) for segment in knee.segments][0][1]
+    assert {segment.rows for segment in knee.segments} <= {100, 73}
+
+
+def test_the_sentence_names_the_segments_below():
+    knee = replace(KNEE, segments=(SegmentKnee("segment0", 640, False), SegmentKnee("segment1", 126, True)))
+    line = knee_sentence(knee)
+    assert "\n" not in line
+    assert line.endswith("Below: segment1 (126 rows); int4 weights pay more there, down to 52 tokens.")
+
+
+def test_the_sentence_of_bounds_says_at_most():
+    knee = replace(KNEE, counts="unpruned bound", segments=(SegmentKnee("segment0", 126, True),))
+    assert "segment0 (at most 126 rows)" in knee_sentence(knee)
+
+
+def test_the_sentence_where_pruning_pays_everywhere():
+    line = knee_sentence(replace(KNEE, segments=(SegmentKnee("segment0", 640, False),)))
+    assert line.endswith("No segment is there (640 rows in the last): pruning pays.")
+
+
+def test_an_unknown_device(random_bundle):
+    with pytest.raises(TargetError, match="'toaster' is unknown"):
+        find_knee(inspect(random_bundle), "toaster")
