@@ -14,9 +14,9 @@ KNEE = TargetKnee("orin", "An Orin", "fp16", 208.0, 52.0, "fixed", ())
 def test_the_segments_of_a_bundle(random_bundle):
     knee = find_knee(inspect(random_bundle), "agx-orin-64")
     assert (round(knee.tokens), round(knee.int4_tokens), knee.precision) == (208, 52, "fp16")
-    # 36 tokens enter a tiny model and 9 stay, with 64 rows of text: all of it below the knee.
-    assert [(segment.rows, segment.reads_weights_only) for segment in knee.segments][0][1]
-    assert {segment.rows for segment in knee.segments} <= {100, 73}
+    # 9 of 36 tokens stay, behind the tower; with 64 rows of text that is far below the knee.
+    (segment,) = knee.segments
+    assert (segment.rows, segment.reads_weights_only) == (73, True)
 
 
 def test_the_sentence_names_the_segments_below():

@@ -56,7 +56,7 @@ def test_a_run_knows_its_stages_and_steps(session, samples):
     assert len(run.decode_ms) == 3
     assert list(run.decode_stage_ms()) == ["logits_to_host"]
     assert len(run.decode_stage_ms()["logits_to_host"]) == 3
-    assert run.stages is run.spans
+    assert run.stages == run.spans
     top = sum(ms for name, ms in stages.items() if name not in run.nested_stages())
     assert top <= run.first_token_ms
     assert run.total_ms == pytest.approx(run.first_token_ms + sum(run.decode_ms))
