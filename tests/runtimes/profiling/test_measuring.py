@@ -65,7 +65,7 @@ def test_a_run_knows_its_stages_and_steps(session, samples):
 def test_an_asynchronous_backend_is_waited_for_in_an_answer_of_its_own(session, samples, monkeypatch):
     waits = []
     monkeypatch.setattr(type(session.backend), "asynchronous", True)
-    monkeypatch.setattr(type(session.backend), "synchronize", lambda self: waits.append(len(asked)))
+    monkeypatch.setattr(type(session.backend), "synchronize", lambda _: waits.append(len(asked)))
     asked = []
     listening = Listening("a", session, asked)
     ((run,),) = measure([listening], samples.samples, runs=1, warmup=0, max_new_tokens=2)
