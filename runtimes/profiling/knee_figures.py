@@ -198,11 +198,12 @@ def _chart(knee: float, int4: float | None, points: Sequence[tuple[int, str, flo
     if int4 is not None:
         svg.polyline([place(least, share), place(max(least, int4), share), place(knee, 1)], "roof dashed")
         svg.text(*place(least * 1.1, share * 1.12), "int4", "label")
-    for index, name, tokens, value in reversed(points):
+    for number, (index, name, tokens, value) in enumerate(points):
         x, y = place(tokens, value)
         svg.circle(x, y, 6, f"dot {colour(index)}", f"{name}: {tokens:.0f} tokens")
         if index == 0:
-            svg.text(x, y - 11, name.rpartition(".")[2], "label", "middle")
+            # Above and below in turns: segments may be close to each other.
+            svg.text(x, y + (20 if number % 2 else -11), name.rpartition(".")[2], "label", "middle")
     return svg.markup()
 
 

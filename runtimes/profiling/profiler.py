@@ -25,6 +25,7 @@ from edgeprune.runtimes.profiling.prediction import predict
 from edgeprune.runtimes.profiling.report import (
     FORMAT_VERSION,
     BundleEntry,
+    EnergyEntry,
     ProfileReport,
     SettingsEntry,
 )
@@ -162,29 +163,13 @@ def profile(
         backend_name = sessions[0].backend.name
     rates = None if peak is None else peak.rates
     costs = [[run_costs(manifest, run) for run in own] for manifest, own in zip(manifests, runs, strict=True)]
-    memory = []
-    for path, name in zip(paths, names, strict=True):
-        if progress is not None:
-            progress.graph("profile", f"memory of {name}", rounds, rounds + 1)
-        request = MemoryRequest(
-            path, options.backend, options.provider, options.threads, options.max_new_tokens
-        )
-        memory.append(measure_memory(request, chosen[0]))
     entries: list[BundleEntry] = []
     for index, name in enumerate(names):
-        intervals = [(run.started, run.started + run.total_ms / 1000) for run in runs[index]]
-        tokens = sum(1 + len(run.decode_ms) for run in runs[index])
-        entries.append(
-            bundle_entry(
-                name,
-                manifests[index],
-                runs[index],
-                costs[index],
-                rates,
-                memory[index],
-                energy(sensor.readings, intervals, tokens),
-            )
-        )
+        if progress is not None:
+            progress.graph("profile", f"memory of {name}", rounds, rounds + 1)
+        memory = measure_memory(_memory_request(paths[index], options), chosen[0])
+        power = _energy(sensor, runs[index])
+        entries.append(bundle_entry(name, manifests[index], runs[index], costs[index], rates, memory, power))
     comparisons = [
         entry
         for index in range(1, len(paths))
@@ -241,6 +226,15 @@ def _checked_target(name: str, precision: str | None, manifest: Manifest) -> Tar
     target = find_target(name)
     target_rates(target, precision or default_precision(target, manifest.dtype))
     return target
+
+
+def _memory_request(path: Path, options: ProfileOptions) -> MemoryRequest:
+    return MemoryRequest(path, options.backend, options.provider, options.threads, options.max_new_tokens)
+
+
+def _energy(sensor: PowerSensor, runs: Sequence[Run]) -> EnergyEntry | None:
+    intervals = [(run.started, run.started + run.total_ms / 1000) for run in runs]
+    return energy(sensor.readings, intervals, tokens=sum(1 + len(run.decode_ms) for run in runs))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

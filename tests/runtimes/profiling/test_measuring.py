@@ -4,10 +4,12 @@ import dataclasses
 
 import pytest
 
+from edgeprune.runtimes.answer import Answer
 from edgeprune.runtimes.profiling.assembly import cached_rows
 from edgeprune.runtimes.profiling.measuring import measure, prompt_counts
 from edgeprune.runtimes.sampling import SamplingOptions
 from edgeprune.runtimes.session import open_session
+from edgeprune.visual_layout import VisualGrid, VisualLayout
 
 
 class Listening:
@@ -83,6 +85,23 @@ def test_the_rows_of_a_prompt(session, samples):
     assert (counts.tiles, counts.entering) == ((36,), 36)
     assert counts.kept == tuple(site.kept for site in answer.sites)
     assert counts.text == answer.prompt_tokens - 36
+
+
+def test_the_tiles_of_pictures_of_any_size(session):
+    """Tiles of a fixed size are counted; where pictures keep their size, each is one tile of its own."""
+    sizes = ((2, 3), (4, 6), (6, 6))
+    grids = [VisualGrid(image, *size, (0, 0, 1, 1)) for image, size in zip((0, 1, 1), sizes, strict=True)]
+    visual = VisualLayout.of_whole_grids(grids)
+    answer = Answer("", (), "length", 70, (), {}, 0, visual, tuple(range(66)))
+    manifest = session.bundle.manifest
+    for kind, grid, expected in (("tiles", (2, 3), (6,) * 11), ("patches", (4, 4), (6, 60))):
+        changed = dataclasses.replace(
+            manifest,
+            preprocessing={"kind": kind},
+            geometry=dataclasses.replace(manifest.geometry, grid=grid),
+        )
+        counts = prompt_counts(changed, answer)
+        assert (counts.tiles, counts.entering, counts.text) == (expected, 66, 4)
 
 
 def test_rows_of_text_alone(session):
