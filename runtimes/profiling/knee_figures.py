@@ -198,7 +198,8 @@ def _chart(knee: float, int4: float | None, points: Sequence[tuple[int, str, flo
     if int4 is not None:
         svg.polyline([place(least, share), place(max(least, int4), share), place(knee, 1)], "roof dashed")
         svg.text(*place(least * 1.1, share * 1.12), "int4", "label")
-    for number, (index, name, tokens, value) in enumerate(points):
+    # The first bundle's last, so that nothing hides them.
+    for number, (index, name, tokens, value) in reversed(list(enumerate(points))):
         x, y = place(tokens, value)
         svg.circle(x, y, 6, f"dot {colour(index)}", f"{name}: {tokens:.0f} tokens")
         if index == 0:
