@@ -136,8 +136,14 @@ def export(
 @click.option(
     "--json", "as_json", is_flag=True, help="Print text, token ids, kept tokens and timings as JSON."
 )
-@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--threads", type=int, help="Threads of an operator.")
+@click.option(
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    help="onnxruntime, or tensorrt for engines that were built.",
+)
+@click.option("--provider", help="Of ONNX Runtime: cpu (default), cuda, tensorrt or tensorrt_rtx.")
+@click.option("--threads", type=int, help="Threads of an operator of ONNX Runtime.")
 def run(
     bundle: Path,
     images: tuple[Path, ...],
@@ -151,7 +157,8 @@ def run(
     stream: bool,
     overlay: Path | None,
     as_json: bool,
-    provider: str,
+    backend: str,
+    provider: str | None,
     threads: int | None,
 ) -> None:
     """Answer a question about pictures with BUNDLE."""
@@ -164,7 +171,7 @@ def run(
     options = edgeprune.SamplingOptions(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
     )
-    with edgeprune.open_session(bundle, provider=provider, threads=threads) as session:
+    with edgeprune.open_session(bundle, backend=backend, provider=provider, threads=threads) as session:
         steps = session.stream(images, prompt, options)
         begun = False
         while True:
@@ -323,9 +330,14 @@ def build(
 @click.option("--runs", default=20, show_default=True, help="Answers of every bundle that count.")
 @click.option("--warmup", default=1, show_default=True, help="Answers of every bundle before that.")
 @click.option("--max-new-tokens", default=16, show_default=True, help="Tokens of every answer.")
-@click.option("--backend", default="onnxruntime", show_default=True, help="What runs the graphs.")
-@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--threads", type=int, help="Threads of an operator.")
+@click.option(
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    help="onnxruntime, or tensorrt for engines that were built.",
+)
+@click.option("--provider", help="Of ONNX Runtime: cpu (default), cuda, tensorrt or tensorrt_rtx.")
+@click.option("--threads", type=int, help="Threads of an operator of ONNX Runtime.")
 @click.option(
     "--target", "targets_", multiple=True, help="Device to predict from its data sheet; repeatable."
 )
@@ -345,7 +357,7 @@ def profile(
     warmup: int,
     max_new_tokens: int,
     backend: str,
-    provider: str,
+    provider: str | None,
     threads: int | None,
     targets_: tuple[str, ...],
     precision: str | None,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from edgeprune import tensor_names as names
 from edgeprune.errors import EngineError
 from edgeprune.manifest import GraphEntry, ProfileEntry
-from edgeprune.runtimes.tensorrt_library import TensorRtLibrary
+from edgeprune.runtimes.tensorrt_library import TensorRtLibrary, new_log
 
 # Inputs whose value, not only whose shape, TensorRT has to know before it runs a graph.
 _VALUE_INPUTS = (names.NUM_KEEP,)
@@ -81,7 +81,7 @@ def build_engine(
         EngineError: TensorRT refuses the graph or a profile.
     """
     trt = library.module
-    log = _log(trt)
+    log = new_log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(library.network_flags())
     parser = trt.OnnxParser(network, log)
@@ -235,21 +235,6 @@ def _monitor(trt: Any) -> Any:
                 self._position = (self._position[1], self._position[1])
 
     return Monitor()
-
-
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc] # the module is known at run time only
-        """Remembers the last error."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.last = " ".join(message.split())
-
-    return Log()
 
 
 def _parser_message(parser: Any, path: Path, library: TensorRtLibrary) -> str:

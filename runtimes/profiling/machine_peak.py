@@ -83,7 +83,7 @@ def _copy_rate(backend: OnnxRuntimeBackend, folder: Path) -> float:
 
 
 def _best_seconds(backend: OnnxRuntimeBackend, path: Path, inputs: list[np.ndarray]) -> float:
-    graph = backend.load(path)
+    graph = backend.open(path)
     tensors = {f"input{index}": backend.upload(array) for index, array in enumerate(inputs)}
     outputs = {"output": backend.allocate(inputs[0].shape, inputs[0].dtype)}
     graph.run(tensors, outputs)

@@ -29,7 +29,7 @@ class MemoryRequest:
 
     bundle: Path
     backend: str
-    provider: str
+    provider: str | None
     threads: int | None
     max_new_tokens: int
 

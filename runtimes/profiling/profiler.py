@@ -68,7 +68,7 @@ class ProfileOptions:
     warmup: int = 1
     max_new_tokens: int = 16
     backend: str = "onnxruntime"
-    provider: str = "cpu"
+    provider: str | None = None
     threads: int | None = None
     targets: tuple[str, ...] = ()
     precision: str | None = None

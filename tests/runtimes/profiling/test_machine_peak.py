@@ -18,7 +18,7 @@ def test_a_written_graph_is_valid_and_multiplies(tmp_path, dtype):
     left, right = rng.standard_normal((3, 5)).astype(dtype), rng.standard_normal((5, 2)).astype(dtype)
     backend = OnnxRuntimeBackend(threads=1)
     inputs = {"input0": backend.upload(left), "input1": backend.upload(right)}
-    found = backend.download(backend.load(path).run(inputs, {})["output"])
+    found = backend.download(backend.open(path).run(inputs, {})["output"])
     assert found.dtype == dtype
     assert np.allclose(found, left @ right, rtol=1e-2, atol=1e-2)
 
