@@ -293,9 +293,7 @@ def _notes(
     if samples.unusable:
         notes.append(f"{samples.unusable} entries of the data cannot be used and were passed over.")
     if options.runs < 20:
-        notes.append(
-            f"{options.runs} runs: p95 and p99 are close to the slowest run; 100 runs tell them apart."
-        )
+        notes.append("Of fewer than 20 runs, p95 and p99 are close to the slowest; 100 runs tell them apart.")
     for name, manifest in zip(names[1:], manifests[1:], strict=True):
         if manifest.source.sha256 != manifests[0].source.sha256:
             notes.append(

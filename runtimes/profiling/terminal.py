@@ -1,9 +1,10 @@
 """A profile as tables that fit a terminal of 100 columns; legible without colours."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -79,37 +80,69 @@ def knee_line(prediction: PredictionEntry) -> str:
     return line
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A row of the overview.
+
+    Attributes:
+        name: What it is.
+        read: From a bundle.
+        write: A value.
+        scope: The comparison that has its ratio; empty = own value by the other's.
+    """
+
+    name: str
+    read: Callable[[BundleEntry], float | None]
+    write: Callable[[float], str]
+    scope: str = ""
+
+
+_ROWS = (
+    _Row("time to first token, p50 ms", lambda b: b.first_token_ms.p50, format_milliseconds, "first token"),
+    _Row("time to first token, p95 ms", lambda b: b.first_token_ms.p95, format_milliseconds),
+    _Row("prefill of the decoder, p50 ms", lambda b: b.prefill_ms.p50, format_milliseconds, "prefill"),
+    _Row(
+        "decode step, p50 ms",
+        lambda b: b.decode_ms.p50 if b.decode_ms else None,
+        format_milliseconds,
+        "decode",
+    ),
+    _Row("tokens per second", lambda b: b.tokens_per_second, lambda value: f"{value:.1f}"),
+    _Row("visual tokens in a layer", lambda b: b.average_visual_tokens, lambda value: f"{value:.1f}"),
+    _Row("FLOPs to the first token", lambda b: b.flops, format_count),
+    _Row("KV cache after prefill", lambda b: b.memory.kv_cache, format_bytes),
+    _Row("weights", lambda b: b.memory.weights, format_bytes),
+    _Row("peak of host memory", lambda b: b.memory.host_peak, format_bytes),
+    _Row("peak of device memory", lambda b: b.memory.device_peak, format_bytes),
+    _Row(
+        "energy of a token, J",
+        lambda b: b.energy.joules_per_token if b.energy else None,
+        lambda value: f"{value:.2f}",
+    ),
+    _Row("power, W", lambda b: b.energy.watts if b.energy else None, lambda value: f"{value:.1f}"),
+)
+
+
 def _overview(report: ProfileReport) -> Table:
     others = report.bundles[1:]
-    table = _table("", *(bundle.name for bundle in report.bundles), *(["ratio"] if others else []), title="")
-    rows: tuple[tuple[str, Callable[[BundleEntry], float | None], Callable[[float], str]], ...] = (
-        ("time to first token, p50 ms", lambda b: b.first_token_ms.p50, format_milliseconds),
-        ("time to first token, p95 ms", lambda b: b.first_token_ms.p95, format_milliseconds),
-        ("prefill of the decoder, p50 ms", lambda b: b.prefill_ms.p50, format_milliseconds),
-        ("decode step, p50 ms", lambda b: b.decode_ms.p50 if b.decode_ms else None, format_milliseconds),
-        ("tokens per second", lambda b: b.tokens_per_second, lambda value: f"{value:.1f}"),
-        ("visual tokens in a layer", lambda b: b.average_visual_tokens, lambda value: f"{value:.1f}"),
-        ("FLOPs to the first token", lambda b: b.flops, format_count),
-        ("KV cache after prefill", lambda b: b.memory.kv_cache, format_bytes),
-        ("weights", lambda b: b.memory.weights, format_bytes),
-        ("peak of host memory", lambda b: b.memory.host_peak, format_bytes),
-        ("peak of device memory", lambda b: b.memory.device_peak, format_bytes),
-        (
-            "energy of a token, J",
-            lambda b: b.energy.joules_per_token if b.energy else None,
-            lambda value: f"{value:.2f}",
-        ),
-        ("power, W", lambda b: b.energy.watts if b.energy else None, lambda value: f"{value:.1f}"),
-    )
-    for name, read, write in rows:
-        values = [read(bundle) for bundle in report.bundles]
+    columns = [bundle.name for bundle in report.bundles]
+    table = _table("", *columns, *([f"of {others[0].name}"] if others else []), title="")
+    ratios = {
+        entry.scope: entry.time_ratio.p50
+        for entry in report.comparisons
+        if others and entry.against == others[0].name
+    }
+    for row in _ROWS:
+        values = [row.read(bundle) for bundle in report.bundles]
         if all(value is None for value in values):
             continue
-        cells = ["-" if value is None else write(value) for value in values]
+        cells = ["-" if value is None else row.write(value) for value in values]
         if others:
             own, other = values[0], values[1]
-            cells.append(f"{own / other:.2f}" if own is not None and other else "-")
-        table.add_row(name, *cells)
+            quotient = own / other if own is not None and other else None
+            ratio = ratios.get(row.scope, quotient)
+            cells.append("-" if ratio is None else format_share(ratio))
+        table.add_row(row.name, *cells)
     return table
 
 
@@ -138,13 +171,13 @@ def _stages(bundle: BundleEntry) -> Table:
         "min",
         "p50",
         "p95",
-        "p99 ms",
+        "p99",
         "FLOPs",
         "of peak",
         "moved",
         "of copy",
         "roofline",
-        title=f"Stages of {bundle.name}",
+        title=f"Stages of {bundle.name}, ms",
     )
     for stage in bundle.stages:
         if stage.name == "decode":
@@ -249,9 +282,10 @@ def _prediction(prediction: PredictionEntry) -> Table:
 def _table(
     *columns: str, title: str, left: Sequence[str] = ("stage", "site", "place", "against", "of")
 ) -> Table:
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for index, column in enumerate(columns):
-        table.add_column(
-            column, justify="left" if not index or column in left else "right", no_wrap=False, overflow="fold"
-        )
+        justify: JustifyMethod = "left" if not index or column in left else "right"
+        table.add_column(column, justify=justify, no_wrap=not index, overflow="fold")
     return table
