@@ -1,18 +1,19 @@
 """The command line: each command calls the function of the same name."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 import edgeprune
+from edgeprune.calibrate_command import calibrate
 from edgeprune.errors import EdgepruneError, PictureError
 from edgeprune.interruption import Interruption
 from edgeprune.json_data import to_json
+from edgeprune.profile_command import profile
+from edgeprune.terminal import console
 
 
 class _Group(click.Group):
@@ -244,15 +245,21 @@ def inspect(bundle: Path, target: str | None, as_json: bool) -> None:
         more = {} if on_target is None else {"knee": to_json(on_target)}
         click.echo(json.dumps(to_json(found) | more, ensure_ascii=False))
         return
-    _console().print(inspection_report.render_inspection(found))
+    console().print(inspection_report.render_inspection(found))
     if on_target is not None:
         click.echo(knee.knee_sentence(on_target))
+
+
+main.add_command(calibrate)
+main.add_command(profile)
 
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--target", required=True, help="Device to build for; edgeprune targets lists them.")
-@click.option("--precision", help="fp32, fp16 …; the bundle's own by default.")
+@click.option(
+    "--precision", help="fp32, fp16, int8, int4 or fp8; it must be the bundle's, and is by default."
+)
 @click.option(
     "--profiles",
     "profile_choice",
@@ -311,93 +318,6 @@ def build(
 
 
 @main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--against",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A bundle to measure in turns with it, as a rule the unpruned one; repeatable.",
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Folder of pictures, or JSONL file of samples. Without data and pictures, some are drawn.",
-)
-@click.option(
-    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; repeatable."
-)
-@click.option("--prompt", help="The question.")
-@click.option("--runs", default=20, show_default=True, help="Answers of every bundle that count.")
-@click.option("--warmup", default=1, show_default=True, help="Answers of every bundle before that.")
-@click.option("--max-new-tokens", default=16, show_default=True, help="Tokens of every answer.")
-@click.option(
-    "--backend",
-    default="onnxruntime",
-    show_default=True,
-    help="onnxruntime, or tensorrt for engines that were built.",
-)
-@click.option("--provider", help="Of ONNX Runtime: cpu (default), cuda, tensorrt or tensorrt_rtx.")
-@click.option("--threads", type=int, help="Threads of an operator of ONNX Runtime.")
-@click.option(
-    "--target", "targets_", multiple=True, help="Device to predict from its data sheet; repeatable."
-)
-@click.option("--precision", help="Of the weights there: fp16, int8, int4 …")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a page with figures.")
-@click.option("--trace", type=click.Path(path_type=Path), help="Write a trace for Perfetto or Chrome.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.pass_obj
-def profile(
-    interruption: Interruption,
-    bundle: Path,
-    against: tuple[Path, ...],
-    data: Path | None,
-    images: tuple[Path, ...],
-    prompt: str | None,
-    runs: int,
-    warmup: int,
-    max_new_tokens: int,
-    backend: str,
-    provider: str | None,
-    threads: int | None,
-    targets_: tuple[str, ...],
-    precision: str | None,
-    html: Path | None,
-    trace: Path | None,
-    as_json: bool,
-) -> None:
-    """Measure where the time of BUNDLE goes, stage by stage, and what its pruning saves."""
-    from edgeprune.export.progress import ProgressBars
-    from edgeprune.runtimes.profiling import profiler, samples
-    from edgeprune.runtimes.profiling.files import check_output, write_page, write_trace
-    from edgeprune.runtimes.profiling.terminal import render_profile
-
-    options = profiler.ProfileOptions(
-        runs=runs,
-        warmup=warmup,
-        max_new_tokens=max_new_tokens,
-        backend=backend,
-        provider=provider,
-        threads=threads,
-        targets=targets_,
-        precision=precision,
-    )
-    for path in (html, trace):
-        if path is not None:
-            check_output(path)
-    chosen = samples.choose(data, images, prompt, runs)
-    with ProgressBars(interruption.check) as progress:
-        found = profiler.profile(bundle, chosen, against=against, options=options, progress=progress)
-    if html is not None:
-        write_page(found, html)
-    if trace is not None:
-        write_trace(found, trace)
-    if as_json:
-        click.echo(json.dumps(found.report.to_json(), ensure_ascii=False))
-    else:
-        _console().print(render_profile(found.report))
-
-
-@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def targets(as_json: bool) -> None:
     """List the devices that engines are built for."""
@@ -423,7 +343,7 @@ def targets(as_json: bool) -> None:
             ", ".join(lacking) or "-",
             versions,
         )
-    _console().print(table)
+    console().print(table)
 
 
 @main.command()
@@ -436,21 +356,16 @@ def doctor(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(to_json(found)))
         return
-    console = _console()
-    console.print(
+    terminal = console()
+    terminal.print(
         f"edgeprune {found.edgeprune}, Python {found.python}, {found.machine}, {found.cpu_cores} cores",
         highlight=False,
     )
-    console.print(f"ONNX Runtime providers: {', '.join(found.providers) or 'none'}", highlight=False)
+    terminal.print(f"ONNX Runtime providers: {', '.join(found.providers) or 'none'}", highlight=False)
     table = Table("module", "version", "needed for", "remedy")
     for piece in found.pieces:
         table.add_row(piece.name, piece.version or "missing", piece.purpose, piece.remedy.replace("[", "\\["))
-    console.print(table)
-
-
-def _console() -> Console:
-    """A console that keeps whole tables when the output is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=110)
+    terminal.print(table)
 
 
 def _answer_lines(answer: "edgeprune.Answer") -> list[str]:

@@ -20,7 +20,7 @@ class BuildOptions:
         precision: Of weights and activations; None = the bundle's own.
         profile_choice: "auto", "one", "split", or a file of profiles (:mod:`edgeprune.runtimes.engine_profiles`).
         max_images: Most typical pictures in a prompt; None = 4, or as many as fit.
-        max_sequence: Most rows of a prompt with its answer; None = the model's context.
+        max_sequence: Most rows of a prompt with its answer; None = the calibration's, or the model's context.
         workspace_mib: Most scratch memory of a layer, in MiB; None = TensorRT's own choice.
         memory_gib: Memory of the device in GiB, where it is another than the target's.
 

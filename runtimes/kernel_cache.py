@@ -5,11 +5,11 @@ GPU, version and driver, and refuses it otherwise. Nothing depends on it but the
 that cannot be used or written costs a warning.
 """
 
-import contextlib
-import os
 import warnings
 from pathlib import Path
 from typing import Any
+
+from edgeprune.whole_file import write_whole
 
 
 class KernelCache:
@@ -41,17 +41,12 @@ class KernelCache:
         data = bytes(memoryview(self._cache.serialize()))
         if data == self._kept:
             return
-        partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            partial.replace(self.path)
+            write_whole(self.path, data)
             self._kept = data
         except OSError as error:
             self._warn("written", error)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
 
     def _read(self) -> bytes:
         try:

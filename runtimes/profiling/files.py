@@ -1,14 +1,13 @@
 """Files that a profile is written to."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from edgeprune.errors import ProfileError
 from edgeprune.runtimes.profiling.html_page import render_page
 from edgeprune.runtimes.profiling.profiler import Profile
 from edgeprune.runtimes.profiling.trace import trace_events
+from edgeprune.whole_file import write_whole
 
 
 def check_output(path: Path) -> None:
@@ -42,19 +41,10 @@ def write_trace(profile: Profile, path: Path) -> None:
 
 
 def _write(text: str, path: Path) -> None:
-    """Aside and renamed: an interrupted write leaves what was there."""
     check_output(path)
-    temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)  # mkstemp's own mode is for secrets
-        Path(temporary).replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
         raise ProfileError(
             f"{path} cannot be written ({error}): free disk space or choose a folder that is writable"
         ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
