@@ -7,6 +7,9 @@ from edgeprune.bundle import Bundle
 from edgeprune.cost import DecoderShape, decoder_prefill_flops, kv_cache_bytes
 from edgeprune.runtimes.profiling.assembly import prefill_ms, saving_efficiency
 
+# One worker measures the profile that they share.
+pytestmark = pytest.mark.xdist_group("profiling")
+
 
 @pytest.mark.parametrize(
     ("time_ratio", "flops_ratio", "expected"),

@@ -13,6 +13,9 @@ import pytest
 from edgeprune.runtimes.profiling.html_page import render_page, tiles
 from edgeprune.runtimes.profiling.profiler import Profile
 
+# One worker measures the profile that they share.
+pytestmark = pytest.mark.xdist_group("profiling")
+
 BROWSERS = (
     "chromium-headless-shell",
     "chrome-headless-shell",

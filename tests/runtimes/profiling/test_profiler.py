@@ -20,6 +20,9 @@ from edgeprune.runtimes.profiling.samples import drawn_samples
 from edgeprune.stage_cost import prompt_costs
 from edgeprune.targets import find_target
 
+# One worker measures the profile that they share.
+pytestmark = pytest.mark.xdist_group("profiling")
+
 QUICK = ProfileOptions(runs=1, warmup=0, max_new_tokens=1, threads=1)
 
 

@@ -5,7 +5,12 @@ import re
 import typing
 from pathlib import Path
 
+import pytest
+
 from edgeprune.runtimes.profiling.report import GROUPS, SCOPES, ProfileReport
+
+# One worker measures the profile that they share.
+pytestmark = pytest.mark.xdist_group("profiling")
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TEXT = (REPOSITORY / "docs" / "profiling.md").read_text(encoding="utf-8")

@@ -8,6 +8,9 @@ from rich.console import Console
 from edgeprune.runtimes.profiling.summary import Histogram
 from edgeprune.runtimes.profiling.terminal import render_profile, sparkline
 
+# One worker measures the profile that they share.
+pytestmark = pytest.mark.xdist_group("profiling")
+
 
 @pytest.fixture(scope="module")
 def text(profiled):

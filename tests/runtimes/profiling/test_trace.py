@@ -2,7 +2,12 @@
 
 import itertools
 
+import pytest
+
 from edgeprune.runtimes.profiling.trace import trace_events
+
+# One worker measures the profile that they share.
+pytestmark = pytest.mark.xdist_group("profiling")
 
 
 def test_every_span_is_an_event_inside_of_its_run(profiled):
