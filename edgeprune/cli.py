@@ -272,6 +272,12 @@ main.add_command(profile)
 @click.option("--workspace", type=float, metavar="MIB", help="Most scratch memory of a layer.")
 @click.option("--memory", type=float, metavar="GIB", help="Memory of the device, if not the target's.")
 @click.option(
+    "--plugin",
+    default="auto",
+    show_default=True,
+    help="TensorRT's plugins of the operators: auto, on, off.",
+)
+@click.option(
     "--kit",
     type=click.Path(path_type=Path),
     help="Write what to carry to the device, and build nothing here.",
@@ -287,6 +293,7 @@ def build(
     max_sequence: int | None,
     workspace: float | None,
     memory: float | None,
+    plugin: str,
     kit: Path | None,
 ) -> None:
     """Build the TensorRT engines of BUNDLE for a device and put them into it."""
@@ -301,6 +308,7 @@ def build(
         max_sequence,
         workspace_mib=workspace,
         memory_gib=memory,
+        plugin=plugin,
     )
     if kit is not None:
         written = device_kit.write_kit(bundle, kit, options)
@@ -311,9 +319,12 @@ def build(
     with ProgressBars(interruption.check) as progress:
         engines = engine_build.build(bundle, options, progress=progress)
     tried = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in engines.strategy_bytes.items())
+    plugins = (
+        "no plugin" if engines.plugin_version is None else f"operators by plugin {engines.plugin_version}"
+    )
     click.echo(
         f"{bundle}: {len(engines.engines)} {engines.precision} engines for {target} (SM {engines.sm}) with "
-        f"{engines.builder} {engines.tensorrt_version}; profiles '{engines.strategy}' ({tried})"
+        f"{engines.builder} {engines.tensorrt_version}; profiles '{engines.strategy}' ({tried}); {plugins}"
     )
 
 
