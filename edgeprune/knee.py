@@ -92,9 +92,7 @@ def knee_sentence(knee: TargetKnee) -> str:
     )
     below = [segment for segment in knee.segments if segment.reads_weights_only]
     if not below:
-        return (
-            line + f"No segment is there ({at_most}{knee.segments[-1].rows} rows in the last): pruning pays."
-        )
+        return line + f"No segment is there ({knee.segments[-1].rows} rows in the last): pruning pays."
     line += f"Below: {', '.join(f'{segment.graph} ({at_most}{segment.rows} rows)' for segment in below)}"
     if knee.int4_tokens is not None:
         line += f"; int4 weights pay more there, down to {knee.int4_tokens:.0f} tokens"

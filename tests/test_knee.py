@@ -36,6 +36,14 @@ def test_the_sentence_where_pruning_pays_everywhere():
     assert line.endswith("No segment is there (640 rows in the last): pruning pays.")
 
 
+def test_the_sentence_of_bounds_above_the_knee_promises_nothing():
+    line = knee_sentence(
+        replace(KNEE, counts="unpruned bound", segments=(SegmentKnee("segment0", 640, False),))
+    )
+    assert "at most 640 rows" in line
+    assert "pruning pays" not in line
+
+
 def test_an_unknown_device(random_bundle):
     with pytest.raises(TargetError, match="'toaster' is unknown"):
         find_knee(inspect(random_bundle), "toaster")
