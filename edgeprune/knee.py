@@ -93,8 +93,8 @@ def knee_sentence(knee: TargetKnee) -> str:
     below = [segment for segment in knee.segments if segment.reads_weights_only]
     if not below and knee.counts == BOUND:
         return line + (
-            f"The segments have at most {knee.segments[0].rows} rows; how many depends on the picture: edgeprune calibrate "
-            "or edgeprune profile tells."
+            f"The segments have at most {knee.segments[0].rows} rows; how many depends on the picture: edgeprune "
+            "calibrate or edgeprune profile tells."
         )
     if not below:
         return line + f"No segment is there ({knee.segments[-1].rows} rows in the last): pruning pays."
