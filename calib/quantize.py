@@ -100,7 +100,7 @@ def quantize(
             recorded = _recorders(opened.manifest, options, Path(scratch))
             for sample in bad:
                 progress.bad(sample)
-            with Session(opened, RecordingBackend(backend, recorded)) as session:
+            with Session(opened, RecordingBackend(recorded, options.threads)) as session:
                 usable, hashed = _usable(session, samples, options, progress)
             made = _quantize_graphs(opened, partial, options, recorded, Path(scratch), progress)
         entry = QuantizationEntry(

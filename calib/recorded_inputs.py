@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edgeprune.bundle import Bundle
 from edgeprune.runtimes.backend import Backend, DeviceTensor, Graph
+from edgeprune.runtimes.onnxruntime_backend import OnnxRuntimeBackend
 
 
 class RecordedInputs:
@@ -42,39 +43,22 @@ class RecordedInputs:
         return self._folder / f"{self._graph}-{run}.npz"
 
 
-class RecordingBackend:
-    """A backend whose graphs keep what they are given.
+class RecordingBackend(OnnxRuntimeBackend):
+    """ONNX Runtime on the CPU, whose graphs keep what they are given.
 
     Args:
-        backend: What runs them.
         recorded: Where the inputs go, by graph; other graphs keep nothing.
+        threads: Threads of an operator; None lets ONNX Runtime choose.
     """
 
-    def __init__(self, backend: Backend, recorded: Mapping[str, RecordedInputs]) -> None:
-        self.name = backend.name
-        self._backend = backend
+    def __init__(self, recorded: Mapping[str, RecordedInputs], threads: int | None) -> None:
+        super().__init__("cpu", threads)
         self._recorded = recorded
 
     def load(self, bundle: Bundle, name: str) -> Graph:
         """See :class:`edgeprune.runtimes.backend.Backend`."""
-        graph, inputs = self._backend.load(bundle, name), self._recorded.get(name)
-        return graph if inputs is None else _RecordingGraph(graph, self._backend, inputs)
-
-    def longest_sequence(self, bundle: Bundle) -> int | None:
-        """See :class:`edgeprune.runtimes.backend.Backend`."""
-        return self._backend.longest_sequence(bundle)
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceTensor:
-        """See :class:`edgeprune.runtimes.backend.Backend`."""
-        return self._backend.allocate(shape, dtype)
-
-    def upload(self, array: NDArray[Any]) -> DeviceTensor:
-        """See :class:`edgeprune.runtimes.backend.Backend`."""
-        return self._backend.upload(array)
-
-    def download(self, tensor: DeviceTensor) -> NDArray[Any]:
-        """See :class:`edgeprune.runtimes.backend.Backend`."""
-        return self._backend.download(tensor)
+        graph, inputs = super().load(bundle, name), self._recorded.get(name)
+        return graph if inputs is None else _RecordingGraph(graph, self, inputs)
 
 
 class _RecordingGraph:
