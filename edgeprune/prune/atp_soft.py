@@ -31,6 +31,7 @@ from edgeprune.models.vision_language import VisionLanguageModel
 from edgeprune.positions import SEQUENTIAL
 from edgeprune.prune.atp import Atp, ThresholdHeads, grid_places, spatial_scores
 from edgeprune.prune.method import ModelGeometry
+from edgeprune.prune.schedule import cosine_with_warmup
 
 SOFTMAX_EPS = 1e-6
 
@@ -81,9 +82,7 @@ class AtpTraining:
 
     def learning_rate_at(self, progress: float) -> float:
         """Learning rate after the share ``progress`` (0 … 1)."""
-        if progress < self.warmup:
-            return self.learning_rate * progress / self.warmup
-        return self.learning_rate * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
+        return cosine_with_warmup(self.learning_rate, self.warmup, progress)
 
 
 class SoftSite(NamedTuple):
@@ -147,7 +146,7 @@ def check_trainable(name: str, geometry: ModelGeometry) -> None:
 
 
 class SoftPrunedDecoder(nn.Module):
-    """A decoder under the soft masks of its only parameters, the threshold heads; the model is frozen."""
+    """A decoder under soft masks; its only parameters are the threshold heads, the model is frozen at first."""
 
     spatial: Tensor
 
@@ -167,7 +166,7 @@ class SoftPrunedDecoder(nn.Module):
                 "model of the family llava"
             )
         # Inside a tuple, so that the model's parameters do not become this module's.
-        self._frozen = (model.requires_grad_(False),)
+        self._model = (model.requires_grad_(False),)
         self.method = method
         self.options = training
         self.num_patches = geometry.num_patches
@@ -199,7 +198,7 @@ class SoftPrunedDecoder(nn.Module):
             prompt_length: [B] int64, rows before the answers.
             temperature: T; infinity gives masks of 0 and 1, those of inference, without a gradient.
         """
-        model, batch = self._frozen[0], inputs_embeds.shape[0]
+        model, batch = self._model[0], inputs_embeds.shape[0]
         position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).expand(batch, -1)
         slots = position_ids[:, : self.num_patches]
         rows = picture_start.unsqueeze(1) + slots
@@ -233,7 +232,8 @@ class SoftPrunedDecoder(nn.Module):
         cross_score = soft_normalise(_cross_score(attention, state), alive, self.method.cross_norm)
         grid = alive.new_zeros(alive.shape[0], self.num_patches)
         seen = (grid.scatter(1, state.slots, scores * alive) for scores in (self_score, cross_score))
-        theta_r, theta_s = self.heads[index](*seen)
+        with torch.autocast(grid.device.type, enabled=False):
+            theta_r, theta_s = self.heads[index](*seen)
         weight = self.method.self_weight
         redundant = weight * self_score + (1 - weight) * cross_score
         spatial = self.spatial[state.slots]
@@ -246,10 +246,20 @@ class SoftPrunedDecoder(nn.Module):
         return SoftSite(grid.scatter(1, state.slots, torch.maximum(mask, survivor)), theta_r, theta_s)
 
 
-def atp_loss(prefill: SoftPrefill, method: Atp, training: AtpTraining) -> Tensor:
-    """λ_ATP·L_ATP + λ_target·L_target (Eq. 12-14), a scalar: the loss without the next-token prediction."""
+def atp_loss(
+    prefill: SoftPrefill, method: Atp, training: AtpTraining, mean_count: Tensor | None = None
+) -> Tensor:
+    """λ_ATP·L_ATP + λ_target·L_target (Eq. 12-14), a scalar: the loss without the next-token prediction.
+
+    Args:
+        prefill: The batch.
+        method: Its sites.
+        training: λ_ATP, λ_target and N_target.
+        mean_count: N̄, where the batch is a part of a larger one; by default that of the batch.
+    """
     shares = [site.mask.mean() * layer for site, layer in zip(prefill.sites, method.layers, strict=True)]
-    distance = (prefill.counts.mean() - training.target_tokens).abs()
+    mean_count = prefill.counts.mean() if mean_count is None else mean_count
+    distance = (mean_count - training.target_tokens).abs()
     return training.lambda_atp * torch.stack(shares).sum() + training.lambda_target * distance
 
 
@@ -301,8 +311,8 @@ class _State(NamedTuple):
 def _self_score(attention: AttentionOutput, state: _State) -> Tensor:
     """S_self [B, K] (Eq. 3): the mean over queries commutes with the product, as in inference."""
     weights = state.alive / state.alive.sum(dim=1, keepdim=True).clamp(min=SOFTMAX_EPS)
-    visual_query = _take(attention.query.transpose(1, 2), state.rows)
-    mean_query = torch.einsum("bk,bkhd->bhd", weights, visual_query).unsqueeze(2)
+    visual_query = _take(attention.query.transpose(1, 2), state.rows).float()
+    mean_query = (weights[:, :, None, None] * visual_query).sum(dim=1).unsqueeze(2)
     return attention_logits(mean_query, attention.key).mean(dim=1).squeeze(1).gather(1, state.rows)
 
 
@@ -314,14 +324,15 @@ def _cross_score(attention: AttentionOutput, state: _State) -> Tensor:
     probabilities = masked_softmax(logits, state.gate[:, None, None], visible).mean(dim=1)
     text = state.is_text[:, first:].float()
     text = text / text.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.einsum("br,brs->bs", text, probabilities).gather(1, state.rows)
+    return (text.unsqueeze(2) * probabilities).sum(dim=1).gather(1, state.rows)
 
 
 def attention_logits(query: Tensor, key: Tensor) -> Tensor:
     """q·k/√D in float32: [B, H, R, D], [B, Hkv, S, D] → [B, H, R, S]."""
     batch, heads, rows, width = query.shape
-    grouped = query.reshape(batch, key.shape[1], -1, width).float()
-    return (grouped @ key.float().transpose(2, 3)).view(batch, heads, rows, -1) / math.sqrt(width)
+    with torch.autocast(query.device.type, enabled=False):
+        grouped = query.reshape(batch, key.shape[1], -1, width).float()
+        return (grouped @ key.float().transpose(2, 3)).view(batch, heads, rows, -1) / math.sqrt(width)
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
