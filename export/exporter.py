@@ -115,9 +115,7 @@ def export(
         tokenizer = partial / TOKENIZER_FILE
         tokenizer.write_text(settings.tokenizer_json, encoding="utf-8")
         probe = _probe_entry(model, clip, partial)
-        prompts = check_prompts(
-            model, settings.preprocessing, settings.prompt_format, partial, probe, images
-        )
+        prompts = check_prompts(model, settings.preprocessing, settings.prompt_format, partial, probe, images)
         cases = record_cases(model, prompts)
         graphs, parity = _export_graphs(model, partial, cases, opset, report)
         manifest = Manifest(

@@ -158,7 +158,9 @@ class SoftDyRate(nn.Module):
         model = self._model[0]
         config = model.config.decoder
         length, prompt = inputs_embeds.shape[1], visual_slots.shape[0]
-        angles = rotary_angles(config, torch.arange(length, device=inputs_embeds.device).unsqueeze(0), inputs_embeds.dtype)
+        angles = rotary_angles(
+            config, torch.arange(length, device=inputs_embeds.device).unsqueeze(0), inputs_embeds.dtype
+        )
         visible = causal_mask(length, 0, inputs_embeds.device)
         attend: AttentionFunction = fused_attention
         hidden, masks, logits = inputs_embeds, torch.empty(0), torch.empty(0)
