@@ -168,7 +168,7 @@ def start_counts(layers: Sequence[int], num_layers: int, num_patches: int, targe
     spans = _spans(layers, num_layers)
 
     def counts(share: float) -> list[float]:
-        return [num_patches * share**power for power in range(len(spans))]
+        return [max(1.0, num_patches * share**power) for power in range(len(spans))]
 
     low, high = 0.0, 1.0
     for _ in range(60):

@@ -114,7 +114,7 @@ class DyRateTrainer:
             answer = soft(batch.inputs_embeds[row : row + 1, : batch.length[row]], slots)
             logits.append(answer.logits)
             shares.append(answer.masks.mean())
-            tokens.append((slots >= 0).sum() * self._share_of_layers(float(answer.masks.mean())))
+            tokens.append((slots >= 0).sum() * self._share_of_layers(float(answer.masks.detach().mean())))
         padded = nn.utils.rnn.pad_sequence(logits, batch_first=True)
         return padded, torch.stack(shares), torch.stack(tokens)
 

@@ -249,7 +249,10 @@ def fit(
 
     examples.add(samples, unfit)
     target = options.target.tokens(examples.mean_visual)
-    trainer = _trainer(unpruned.model, method, training, target, examples.mean_visual)
+    # What the heads are drawn from is the same in every process, and the caller's random numbers stay as they are.
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(options.seed)
+        trainer = _trainer(unpruned.model, method, training, target, examples.mean_visual)
     trainer.heads.to(processes.device)
     decoder = trained_with(unpruned.model, _DECODER) if options.trainable == ALL else {}
     store = StateStore(

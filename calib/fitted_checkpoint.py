@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from edgeprune.checkpoint import PRUNING_FILE, PRUNING_WEIGHTS_FILE
@@ -56,7 +56,7 @@ def write_fitted(
             _link_or_copy(str(path), str(folder / path.name))
     text = json.dumps({"methods": methods_to_json([method])}, indent=2)
     (folder / PRUNING_FILE).write_text(text + "\n", encoding="utf-8")
-    save_file(dict(weights), folder / PRUNING_WEIGHTS_FILE)
+    (folder / PRUNING_WEIGHTS_FILE).write_bytes(save(dict(weights)))
 
 
 def _rewrite(source: Path, target: Path, decoder: Mapping[str, Tensor], family: Family) -> None:
@@ -69,6 +69,7 @@ def _rewrite(source: Path, target: Path, decoder: Mapping[str, Tensor], family: 
             new = decoder.get(family.canonical_name(name))
             tensors[name] = old if new is None else new.to(old.dtype).contiguous()
     save_file(tensors, target, metadata=metadata)
+    shutil.copymode(source, target)
 
 
 def _link_or_copy(source: str, target: str) -> None:

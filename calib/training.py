@@ -59,10 +59,10 @@ class Split:
 
     @classmethod
     def of(cls, count: int, seed: int) -> "Split":
-        """A twentieth is held out, at most 200; of less than 20 nothing can be."""
+        """A twentieth is held out, at most 200; nothing of less than 200, where a twentieth would say little."""
         generator = torch.Generator().manual_seed(seed)
         order: list[int] = torch.randperm(count, generator=generator).tolist()
-        held = min(200, count // 20)
+        held = min(200, count // 20) if count >= 200 else 0
         return cls(tuple(order[held:]), tuple(order[: held or 200]))
 
     def of_step(self, step: int, size: int, seed: int) -> list[int]:
