@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.calib.token_target import check_reachable
-from edgeprune.calib.trainer import Across, HardCount, StepLosses, answer_loss
+from edgeprune.calib.trainer import Across, HardCount, StepLosses, answer_loss, joined_logits
 from edgeprune.calib.training_data import TrainingBatch
 from edgeprune.errors import PruningError
 from edgeprune.models.vision_language import VisionLanguageModel
+from edgeprune.positions import SEQUENTIAL
 from edgeprune.prune.atp import Atp, ThresholdHeads
-from edgeprune.prune.atp_soft import AtpTraining, SoftPrunedDecoder, atp_loss
+from edgeprune.prune.atp_soft import AtpTraining, SoftPrefill, SoftPrunedDecoder, VisualRows, atp_loss
 
 ANNEALED = AtpTraining(
     temperature_start=150.0,
@@ -56,11 +57,6 @@ class AtpTrainer:
         self.method = method
         self.training = training
         geometry = model.config.geometry
-        if unpruned != geometry.num_patches:
-            raise PruningError(
-                f"atp: the training form takes one picture of {geometry.num_patches} visual tokens a sample, the data "
-                f"has {unpruned:g} on average: leave out samples with several pictures"
-            )
         spans = _spans(method.layers, geometry.num_layers)
         check_reachable(
             method.name,
@@ -69,9 +65,9 @@ class AtpTrainer:
             unpruned,
             "begin earlier with --set layers=[…]",
         )
-        self.start_counts = start_counts(
-            method.layers, geometry.num_layers, geometry.num_patches, training.target_tokens
-        )
+        self.start_counts = start_counts(method.layers, geometry.num_layers, unpruned, training.target_tokens)
+        self._unpruned = unpruned
+        self._sequential = geometry.positions == SEQUENTIAL
 
     @property
     def heads(self) -> nn.Module:
@@ -80,13 +76,20 @@ class AtpTrainer:
 
     @torch.no_grad()
     def start(self, batches: Callable[[], Iterator[TrainingBatch]]) -> list[str]:
-        """Begin with thresholds that leave about ``start_counts`` tokens at each site; see the module's docstring."""
-        told = []
+        """Begin with thresholds that leave about ``start_counts`` tokens at each site; see the module's docstring.
+
+        A threshold belongs to a grid; where pictures have several, each begins with its part of the tokens.
+        """
+        told, occupied = [], torch.empty(0)
         for site, count in enumerate(self.start_counts):
             self_score, cross_score = self._scores(site, batches())
             weight = self.method.self_weight
             ranked = (weight * self_score + (1 - weight) * cross_score).sort(dim=1, descending=True).values
-            thresholds = (ranked[:, count - 1] + ranked[:, count]) / 2
+            if site == 0:
+                # A grid smaller than that of the heads leaves cells empty.
+                occupied = ((self_score != 0) | (cross_score != 0)).sum(dim=1, keepdim=True)
+            place = (occupied * (count / self._unpruned)).round().long().clamp(1, ranked.shape[1] - 1)
+            thresholds = (ranked.gather(1, place - 1) + ranked.gather(1, place)).squeeze(1) / 2
             self._check_in_reach(site, count, thresholds)
             wanted = torch.logit(thresholds, eps=_LEAST_THRESHOLD).double()
             scores = torch.cat((self_score, cross_score), dim=1).double()
@@ -107,22 +110,45 @@ class AtpTrainer:
     def losses(self, batch: TrainingBatch, progress: float, seed: int, across: Across) -> StepLosses:
         """Soft masks at the temperature of the moment; nothing is drawn."""
         del seed
-        prefill = self.soft(
-            batch.inputs_embeds, batch.picture_start, batch.prompt_length, self.training.temperature(progress)
-        )
-        tokens = across(prefill.counts.mean())
+        prefills = self._run(batch, self.training.temperature(progress))
+        tokens = across(torch.cat([prefill.counts for prefill in prefills]).mean())
+        costs = [atp_loss(prefill, self.method, self.training, tokens) for prefill in prefills]
+        logits = joined_logits([prefill.logits for prefill in prefills])
         return StepLosses(
-            answers=answer_loss(prefill.logits, batch, across),
-            budget=atp_loss(prefill, self.method, self.training, tokens),
+            answers=answer_loss(logits, batch, across),
+            budget=torch.stack(costs).mean(),
             tokens=tokens.detach(),
-            right=batch.right(prefill.logits),
+            right=batch.right(logits),
         )
 
     @torch.no_grad()
     def measure(self, batch: TrainingBatch) -> HardCount:
         """What inference keeps, token by token."""
-        prefill = self.soft(batch.inputs_embeds, batch.picture_start, batch.prompt_length, math.inf)
-        return HardCount(prefill.counts.mean(dim=1), batch.right(prefill.logits))
+        prefills = self._run(batch, math.inf)
+        counts = torch.cat([prefill.counts for prefill in prefills])
+        logits = joined_logits([prefill.logits for prefill in prefills])
+        return HardCount(counts.mean(dim=1), batch.right(logits))
+
+    def _run(self, batch: TrainingBatch, temperature: float) -> list[SoftPrefill]:
+        return [self.soft(*inputs, temperature) for inputs in self._inputs(batch)]
+
+    def _inputs(self, batch: TrainingBatch) -> Iterator[tuple[Tensor, VisualRows, Tensor]]:
+        """All sequences at once where they have equally many visual tokens in one grid, else one by one."""
+        slots = [row[row >= 0] for row in batch.visual_slots]
+        alike = set(batch.num_grids) == {1} and len({len(own) for own in slots}) == 1
+        size = batch.size if alike and self._sequential else 1
+        for first in range(0, batch.size, size):
+            part = slice(first, first + size)
+            length = int(batch.length[part].max())
+            places = [table[own] for table, own in zip(batch.tables[part], slots[part], strict=True)]
+            rows = VisualRows(
+                (batch.visual_slots[part] >= 0).nonzero()[:, 1].view(len(places), -1),
+                torch.stack(places),
+                # Of one axis [B, S], of three [3, S].
+                batch.position_ids[part, :, :length].flatten(0, 1),
+                max(batch.num_grids[part]),
+            )
+            yield batch.inputs_embeds[part, :length], rows, batch.prompt_length[part]
 
     def learning_rate_at(self, progress: float) -> float:
         """Of the heads."""
@@ -133,18 +159,19 @@ class AtpTrainer:
         return self.soft.weights()
 
     def _scores(self, site: int, batches: Iterator[TrainingBatch]) -> tuple[Tensor, Tensor]:
-        """What the heads of one site see: S_self and S_cross by grid position, [samples, N0] each."""
+        """What the heads of one site see: S_self and S_cross by grid position, [grids of all samples, N0] each."""
         seen: list[Tensor] = []
 
         def collect(_: nn.Module, scores: tuple[Tensor, Tensor]) -> None:
-            seen.append(torch.stack(scores))
+            seen.append(torch.stack(scores).flatten(1, 2))
             raise _SeenError
 
         hook = self.soft.heads[site].register_forward_pre_hook(collect)
         try:
             for batch in batches:
-                with suppress(_SeenError):
-                    self.soft(batch.inputs_embeds, batch.picture_start, batch.prompt_length, math.inf)
+                for inputs in self._inputs(batch):
+                    with suppress(_SeenError):
+                        self.soft(*inputs, math.inf)
         finally:
             hook.remove()
         self_score, cross_score = torch.cat(seen, dim=1)
@@ -163,19 +190,19 @@ class _SeenError(Exception):
     """Ends a run at the site whose scores are wanted."""
 
 
-def start_counts(layers: Sequence[int], num_layers: int, num_patches: int, target: float) -> tuple[int, ...]:
+def start_counts(layers: Sequence[int], num_layers: int, unpruned: float, target: float) -> tuple[int, ...]:
     """Tokens that each site leaves, every site the same share, with the target as mean over the layers."""
     spans = _spans(layers, num_layers)
 
     def counts(share: float) -> list[float]:
-        return [max(1.0, num_patches * share**power) for power in range(len(spans))]
+        return [max(1.0, unpruned * share**power) for power in range(len(spans))]
 
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
         mean = sum(map(float.__mul__, map(float, spans), counts(middle))) / num_layers
         low, high = (middle, high) if mean < target else (low, middle)
-    return tuple(min(max(round(count), 1), num_patches - 1) for count in counts(low)[1:])
+    return tuple(round(count) for count in counts(low)[1:])
 
 
 def _spans(layers: Sequence[int], num_layers: int) -> list[int]:

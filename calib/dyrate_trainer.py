@@ -14,7 +14,7 @@ from edgeprune.calib.trainer import Across, HardCount, StepLosses, answer_loss
 from edgeprune.calib.training_data import TrainingBatch
 from edgeprune.models.vision_language import VisionLanguageModel
 from edgeprune.prune.dyrate import DyRate
-from edgeprune.prune.dyrate_soft import DyRateTraining, SoftAnswer, SoftDyRate
+from edgeprune.prune.dyrate_soft import DyRateTraining, SoftDyRate, budget_loss
 
 # How steeply the first logits fall beside the wanted rate: a draw misses it by one or two.
 _STEEPNESS = 0.25
@@ -78,14 +78,14 @@ class DyRateTrainer:
         sharpness = self.training.sharpness(progress)
         logits, shares, tokens = self._run(
             batch,
-            lambda embeds, slots: self.soft(
-                embeds, slots, tau=self.training.tau, sharpness=sharpness, generator=draws
-            ),
+            tau=self.training.tau,
+            sharpness=sharpness,
+            generator=draws,
         )
         share = across(shares.mean())
         return StepLosses(
             answers=answer_loss(logits, batch, across),
-            budget=self.training.lambda_target * (share - self.target_share).square(),
+            budget=self.training.lambda_target * budget_loss(share, self.target_share),
             tokens=across(tokens.mean().detach()),
             right=batch.right(logits),
         )
@@ -93,7 +93,7 @@ class DyRateTrainer:
     @torch.no_grad()
     def measure(self, batch: TrainingBatch) -> HardCount:
         """The most likely rates."""
-        logits, _, tokens = self._run(batch, lambda embeds, slots: self.soft(embeds, slots, tau=None))
+        logits, _, tokens = self._run(batch, tau=None)
         return HardCount(tokens, batch.right(logits))
 
     def learning_rate_at(self, progress: float) -> float:
@@ -105,13 +105,26 @@ class DyRateTrainer:
         return self.soft.weights()
 
     def _run(
-        self, batch: TrainingBatch, soft: Callable[[Tensor, Tensor], SoftAnswer]
+        self,
+        batch: TrainingBatch,
+        *,
+        tau: float | None,
+        sharpness: float = 1.0,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [B, S, V], shares kept behind the site [B], and visual tokens averaged over layers [B]."""
         logits, shares, tokens = [], [], []
         for row in range(batch.size):
             slots = batch.visual_slots[row, : batch.prompt_length[row]]
-            answer = soft(batch.inputs_embeds[row : row + 1, : batch.length[row]], slots)
+            length = int(batch.length[row])
+            answer = self.soft(
+                batch.inputs_embeds[row : row + 1, :length],
+                slots,
+                tau=tau,
+                sharpness=sharpness,
+                generator=generator,
+                position_ids=batch.position_ids[row, :, :length],
+            )
             logits.append(answer.logits)
             shares.append(answer.masks.mean())
             tokens.append((slots >= 0).sum() * self._share_of_layers(float(answer.masks.detach().mean())))

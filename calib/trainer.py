@@ -77,6 +77,13 @@ class Trainer(Protocol):
         """A copy of the learned weights by the names of ``pruning.safetensors``."""
 
 
+def joined_logits(parts: list[Tensor]) -> Tensor:
+    """Logits of a batch [B, S, V], from all at once or from each sequence [1, S_b, V]."""
+    if len(parts) == 1:
+        return parts[0]
+    return nn.utils.rnn.pad_sequence([part[0] for part in parts], batch_first=True)
+
+
 def answer_loss(logits: Tensor, batch: TrainingBatch, across: Across) -> Tensor:
     """Next-token loss of a batch [B, S, V], averaged over the tokens of all processes together."""
     total = F.cross_entropy(

@@ -13,9 +13,11 @@ from torch import Tensor
 from edgeprune.calib.samples import BadSample, Sample, no_samples
 from edgeprune.errors import DataError, PictureError, PromptError
 from edgeprune.export.input_settings import InputSettings
+from edgeprune.positions import prompt_positions
 from edgeprune.pruned_model import PrunedModel
 from edgeprune.runtimes.preprocessing import read_picture
 from edgeprune.runtimes.prompt import PromptEncoder
+from edgeprune.visual_layout import VisualLayout
 
 IGNORED = -100
 _CACHE_BYTES = 2 * 2**30
@@ -30,13 +32,18 @@ class Example:
         pictures: Where its pictures lie.
         prompt: [P] int64, visual placeholders expanded.
         answer: [T] int64, ends with the token that ends an answer.
-        num_visual: How many of the prompt's tokens are visual.
+        layout: The visual tokens of the pictures.
     """
 
     pictures: tuple[Path, ...]
     prompt: NDArray[np.int64]
     answer: NDArray[np.int64]
-    num_visual: int
+    layout: VisualLayout
+
+    @property
+    def num_visual(self) -> int:
+        """How many of the prompt's tokens are visual."""
+        return len(self.layout.slots)
 
 
 @dataclass(frozen=True)
@@ -45,26 +52,29 @@ class TrainingBatch:
 
     Shapes:
         inputs_embeds: [B, S, C], prompts with their answers but for the last token.
+        position_ids: [B, A, S] int64.
         visual_slots: [B, S] int64, -1 where a row is no visual token.
         prompt_length, length: [B] int64, rows of the prompt, and with the answer.
         targets: [B, S] int64, the token to predict at each row, or -100.
+
+    Attributes:
+        tables: Of each sequence, where a slot stands, [P, 5] int64 (``VisualLayout.table``).
+        num_grids: Of each sequence, G.
     """
 
     inputs_embeds: Tensor
+    position_ids: Tensor
     visual_slots: Tensor
     prompt_length: Tensor
     length: Tensor
     targets: Tensor
+    tables: tuple[Tensor, ...]
+    num_grids: tuple[int, ...]
 
     @property
     def size(self) -> int:
         """B."""
         return self.targets.shape[0]
-
-    @property
-    def picture_start(self) -> Tensor:
-        """[B] int64, the first visual row."""
-        return (self.visual_slots >= 0).int().argmax(dim=1)
 
     @property
     def num_targets(self) -> Tensor:
@@ -100,7 +110,7 @@ class TrainingData:
         self._cache_bytes = cache_bytes
         self._cached = 0
         self._features: OrderedDict[tuple[Path, ...], tuple[Tensor, Tensor]] = OrderedDict()
-        self._counts: dict[tuple[Path, ...], tuple[int, ...]] = {}
+        self._layouts: dict[tuple[Path, ...], VisualLayout] = {}
 
     def add(self, samples: Iterable[Sample], bad: Callable[[BadSample], None]) -> None:
         """Open the samples' pictures once and encode their questions; those that cannot be used go to ``bad``.
@@ -126,13 +136,17 @@ class TrainingData:
     def batch(self, chosen: Sequence[int]) -> TrainingBatch:
         """Embed some of the examples; the gradient goes on into the embedding matrix if that is trained."""
         examples = [self.examples[index] for index in chosen]
-        device, sequences, slots = self._model.device, [], []
+        device, kind = self._model.device, self._model.plan.geometry.positions
+        sequences, slots, positions, tables = [], [], [], []
         for example in examples:
             ids = torch.from_numpy(np.concatenate((example.prompt, example.answer[:-1]))).to(device)
             features, places = self._visual_tokens(example.pictures)
             embedded, by_row = self._model.model.embed(ids.unsqueeze(0), features, places)
             sequences.append(embedded[0])
             slots.append(by_row)
+            is_visual = (by_row >= 0).cpu().numpy()
+            positions.append(torch.from_numpy(prompt_positions(kind, is_visual, example.layout).T).to(device))
+            tables.append(torch.from_numpy(example.layout.table).to(device))
         targets = torch.full((len(examples), max(map(len, slots))), IGNORED)
         for row, example in enumerate(examples):
             first = len(example.prompt) - 1
@@ -140,20 +154,24 @@ class TrainingData:
         pad = torch.nn.utils.rnn.pad_sequence
         return TrainingBatch(
             inputs_embeds=pad(sequences, batch_first=True),
+            position_ids=pad(positions, batch_first=True).transpose(1, 2),
             visual_slots=pad(slots, batch_first=True, padding_value=-1),
             prompt_length=torch.tensor([len(example.prompt) for example in examples], device=device),
             length=torch.tensor([len(sequence) for sequence in sequences], device=device),
             targets=targets.to(device),
+            tables=tuple(tables),
+            num_grids=tuple(len(example.layout.grids) for example in examples),
         )
 
     def _example(self, sample: Sample) -> Example:
         if sample.answer is None or not sample.answer.strip():
             raise DataError(_NO_ANSWER)
-        if sample.pictures not in self._counts:
+        if sample.pictures not in self._layouts:
             images = [read_picture(path) for path in sample.pictures]
             prepared = self._settings.preprocessing.prepare(images, self._model.plan.geometry.grid)
-            self._counts[sample.pictures] = prepared.layout.tokens_per_image
-        counts = self._counts[sample.pictures]
+            self._layouts[sample.pictures] = prepared.layout
+        layout = self._layouts[sample.pictures]
+        counts = layout.tokens_per_image
         prompt = self._encoder.encode_chat(sample.prompt, counts).token_ids
         answer = sample.answer.strip()
         whole = self._encoder.encode_chat(sample.prompt, counts, max_new_tokens=1, answer=answer).token_ids
@@ -162,7 +180,7 @@ class TrainingData:
             tokens = self._encoder.tokenizer.encode(f" {answer}", add_special_tokens=False).ids
             whole = np.concatenate((prompt, np.array(tokens, np.int64)))
         end = self._settings.prompt_format.eos_token_ids[0]
-        return Example(sample.pictures, prompt, np.append(whole[len(prompt) :], end), sum(counts))
+        return Example(sample.pictures, prompt, np.append(whole[len(prompt) :], end), layout)
 
     def _visual_tokens(self, pictures: tuple[Path, ...]) -> tuple[Tensor, Tensor]:
         if pictures in self._features:

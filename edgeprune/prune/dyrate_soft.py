@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from edgeprune.errors import PruningError
 from edgeprune.models.llama import AttentionFunction, causal_mask, fused_attention, rotary_angles
 from edgeprune.models.vision_language import VisionLanguageModel
-from edgeprune.prune.atp_soft import attention_logits, check_trainable, soft_attention
+from edgeprune.prune.atp_soft import attention_logits, soft_attention
 from edgeprune.prune.dyrate import DyRate, RatePredictor, attention_shares, token_kinds
 from edgeprune.prune.schedule import cosine_with_warmup
 
@@ -116,12 +116,11 @@ class SoftDyRate(nn.Module):
         """Lay a fresh classifier over the model and freeze it.
 
         Raises:
-            PruningError: The method, or its training, does not fit the model.
+            PruningError: The method does not fit the model.
         """
         super().__init__()
         geometry = model.config.geometry
         method.check(geometry)
-        check_trainable(method.name, geometry)
         # Inside a tuple, so that the model's parameters do not become this module's.
         self._model = (model.requires_grad_(False),)
         self.method = method
@@ -142,11 +141,13 @@ class SoftDyRate(nn.Module):
         tau: float | None = 1.0,
         sharpness: float = 1.0,
         generator: torch.Generator | None = None,
+        position_ids: Tensor | None = None,
     ) -> SoftAnswer:
         """Run one sequence.
 
         Shapes:
-            inputs_embeds: [1, P + T, C], a prompt and its answer; visual_slots: [P], of the prompt.
+            inputs_embeds: [1, P + T, C], a prompt and its answer; visual_slots: [P], of the prompt;
+            position_ids: [A, P + T].
 
         Args:
             inputs_embeds: The embeddings.
@@ -154,13 +155,14 @@ class SoftDyRate(nn.Module):
             tau: Temperature of the Gumbel-softmax; None takes the most likely rate.
             sharpness: What the logits are multiplied with before a rate is drawn: the higher, the surer the draw.
             generator: Of the draws.
+            position_ids: Of all rows; one after the other by default.
         """
         model = self._model[0]
         config = model.config.decoder
         length, prompt = inputs_embeds.shape[1], visual_slots.shape[0]
-        angles = rotary_angles(
-            config, torch.arange(length, device=inputs_embeds.device).unsqueeze(0), inputs_embeds.dtype
-        )
+        if position_ids is None:
+            position_ids = torch.arange(length, device=inputs_embeds.device).unsqueeze(0)
+        angles = rotary_angles(config, position_ids, inputs_embeds.dtype)
         visible = causal_mask(length, 0, inputs_embeds.device)
         attend: AttentionFunction = fused_attention
         hidden, masks, logits = inputs_embeds, torch.empty(0), torch.empty(0)
