@@ -1,7 +1,7 @@
-"""What is learned from calibration data, written into a bundle that exists.
+"""What is learned from a user's pictures and questions.
 
-Here belong the steps between export and an engine that need example pictures and questions but no training: how many
-visual tokens each site retains (which gives optimization profiles their shapes), scales for quantized weights and
-activations, and thresholds or rates that reach a wanted number of tokens. One file per kind of calibration; each takes
-a bundle and data and fills the manifest's ``calibration``. There is no code yet.
+Calibration fills a bundle that exists: how many visual tokens each site retains (which gives optimization profiles
+their shapes), scales for quantized weights and activations. One file per kind; each takes a bundle and data and fills
+the manifest's ``calibration``. Fitting (:mod:`edgeprune.calib.fit`) trains: it takes a checkpoint and data and writes a
+checkpoint with the learned weights of its pruning.
 """

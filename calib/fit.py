@@ -247,6 +247,7 @@ def fit(
         unusable.append(sample)
         report.bad(sample)
 
+    report.say(f"opens the pictures of {len(samples)} samples")
     examples.add(samples, unfit)
     target = options.target.tokens(examples.mean_visual)
     # What the heads are drawn from is the same in every process, and the caller's random numbers stay as they are.

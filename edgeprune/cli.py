@@ -137,8 +137,14 @@ def export(
 @click.option(
     "--json", "as_json", is_flag=True, help="Print text, token ids, kept tokens and timings as JSON."
 )
-@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--threads", type=int, help="Threads of an operator.")
+@click.option(
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    help="onnxruntime, or tensorrt for engines that were built.",
+)
+@click.option("--provider", help="Of ONNX Runtime: cpu (default), cuda, tensorrt or tensorrt_rtx.")
+@click.option("--threads", type=int, help="Threads of an operator of ONNX Runtime.")
 def run(
     bundle: Path,
     images: tuple[Path, ...],
@@ -152,7 +158,8 @@ def run(
     stream: bool,
     overlay: Path | None,
     as_json: bool,
-    provider: str,
+    backend: str,
+    provider: str | None,
     threads: int | None,
 ) -> None:
     """Answer a question about pictures with BUNDLE."""
@@ -165,7 +172,7 @@ def run(
     options = edgeprune.SamplingOptions(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
     )
-    with edgeprune.open_session(bundle, provider=provider, threads=threads) as session:
+    with edgeprune.open_session(bundle, backend=backend, provider=provider, threads=threads) as session:
         steps = session.stream(images, prompt, options)
         begun = False
         while True:
@@ -372,7 +379,9 @@ def fit(
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--target", required=True, help="Device to build for; edgeprune targets lists them.")
-@click.option("--precision", help="fp32, fp16 …; the bundle's own by default.")
+@click.option(
+    "--precision", help="fp32, fp16, int8, int4 or fp8; it must be the bundle's, and is by default."
+)
 @click.option(
     "--profiles",
     "profile_choice",

@@ -18,6 +18,8 @@ from edgeprune.runtimes.engine_store import ENGINES_FOLDER
 from edgeprune.runtimes.tensorrt_library import FUSED_OPSET, FUSED_TENSORRT
 
 BUILD_SCRIPT, CHECKSUMS, README = "build.sh", "SHA256SUMS", "README.md"
+# Segments have layers of equal sizes, whose kernels trtexec then times once.
+TIMINGS = "timing.cache"
 BUNDLE_FOLDER, PLUGIN_FOLDER = "bundle", "plugins"
 _SOURCES = ("*.cu", "*.cuh", "*.cpp", "*.h", "*.hpp", "CMakeLists.txt", "*.cmake")
 
@@ -104,7 +106,8 @@ def build_script(plan: BuildPlan, by_graph: Mapping[str, tuple[ProfileEntry, ...
         '        echo "$graph: built before"',
         "        return",
         "    fi",
-        f'    "$TRTEXEC" --onnx="{BUNDLE_FOLDER}/$graph.onnx" --saveEngine="$OUT/$graph.partial" "$@" \\',
+        f'    "$TRTEXEC" --onnx="{BUNDLE_FOLDER}/$graph.onnx" --saveEngine="$OUT/$graph.partial" \\',
+        f'        --timingCacheFile={TIMINGS} "$@" \\',
         '        > "$OUT/$graph.log" 2>&1 || {',
         '        rm -f "$OUT/$graph.partial"',
         '        echo "$graph: trtexec failed, see $OUT/$graph.log" >&2',
@@ -171,7 +174,8 @@ Engines of TensorRT run on the GPU and the TensorRT that built them, so these ar
    {plan.memory.build / 2**30:.1f} GiB to build; on a board with little memory add swap and close the desktop.
 2. TensorRT {needed} to {target.tensorrt[1]}.x must be installed (on a Jetson it comes with JetPack), with `trtexec`.
 3. Run `./{BUILD_SCRIPT}`. It checks `{CHECKSUMS}`, then builds one engine per graph into
-   `{BUNDLE_FOLDER}/{ENGINES_FOLDER}/{target.name}/`, with a log beside each. It may be interrupted and run again.
+   `{BUNDLE_FOLDER}/{ENGINES_FOLDER}/{target.name}/`, with a log beside each, and keeps what it timed in `{TIMINGS}`. It
+   may be interrupted and run again.
 {opset}
 The engines are {plan.precision}, strongly typed, for prompts of up to {plan.limits.sequence} tokens with
 {plan.limits.images} pictures. The site graphs are standard operators: no plugin is needed.

@@ -10,7 +10,8 @@ from edgeprune.errors import EngineError
 from edgeprune.manifest import EngineEntry, EngineSetEntry, Manifest, ProfileEntry
 from edgeprune.runtimes.build_options import BuildOptions
 from edgeprune.runtimes.engine_builder import BuildProgress, build_engine
-from edgeprune.runtimes.engine_memory import MemoryEstimate, check_buildable, check_fits, estimate
+from edgeprune.runtimes.engine_memory import MemoryEstimate, MemoryModel, check_buildable
+from edgeprune.runtimes.engine_precision import engine_precision
 from edgeprune.runtimes.engine_profiles import (
     AUTO,
     FILE,
@@ -20,12 +21,14 @@ from edgeprune.runtimes.engine_profiles import (
     Limits,
     parse_profile_file,
     profiles,
+    weight_copies,
 )
 from edgeprune.runtimes.engine_store import EngineStore, combined_key, engine_key
+from edgeprune.runtimes.memory_remedies import check_fits
 from edgeprune.runtimes.tensorrt_library import TensorRtLibrary, library_for
+from edgeprune.runtimes.timing_cache import TimingCache, timing_cache_of
 from edgeprune.targets import Target
 
-PRECISION_OF_DTYPE = {"float32": "fp32", "float16": "fp16"}
 # Raised when the same inputs must give other engines.
 _BUILDER_VERSION = 1
 _Profiles = Mapping[str, tuple[ProfileEntry, ...]]
@@ -59,14 +62,14 @@ def plan_build(bundle: str | Path, options: BuildOptions) -> BuildPlan:
     device = options.device
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    precision = _precision(manifest, options.precision)
-    device.check_precision(precision)
+    precision = engine_precision(manifest, device, options.precision)
     limits = Limits.of(manifest, options.max_images, options.max_sequence)
     candidates = _candidates(manifest, limits, options.profile_choice)
     least = list(candidates.values())[-1]
-    need = estimate(manifest, limits, {name: len(entries) for name, entries in least.items()})
-    check_fits(need, device, options.usable_bytes)
-    return BuildPlan(opened, options, device, precision, limits, candidates, need)
+    copies = {name: weight_copies(entries, rtx=device.rtx) for name, entries in least.items()}
+    memory = MemoryModel.of(opened, limits, copies)
+    check_fits(memory, device, options.usable_bytes)
+    return BuildPlan(opened, options, device, precision, limits, candidates, memory.estimate())
 
 
 def build(
@@ -90,6 +93,7 @@ def build(
     library = library_for(plan.target)
     library.check_opset(plan.bundle.manifest.opset)
     check_buildable(plan.memory)
+    timings = timing_cache_of(library, plan.target, _unheard if progress is None else progress.warning)
     store = EngineStore(plan.bundle, plan.target.name)
     before = plan.bundle.manifest.engines.get(plan.target.name)
     keys = {
@@ -101,7 +105,7 @@ def build(
     known = before if before is not None and before.key == key else None
     built = {
         strategy: {
-            name: _engine(plan, store, library, name, by_graph[name], keys[strategy][name], progress)
+            name: _engine(plan, store, library, name, by_graph[name], keys[strategy][name], timings, progress)
             for name in plan.bundle.manifest.graphs
         }
         for strategy, by_graph in plan.candidates.items()
@@ -148,6 +152,7 @@ def _engine(
     name: str,
     entries: tuple[ProfileEntry, ...],
     key: str,
+    timings: TimingCache | None,
     progress: BuildProgress | None,
 ) -> EngineEntry:
     graph = plan.bundle.manifest.graphs[name]
@@ -166,12 +171,24 @@ def _engine(
     started = time.perf_counter()
     step("parse", 0, 1)
     path = plan.bundle.file(graph.file)
-    workspace = plan.options.workspace_bytes
-    engine = build_engine(library, path, graph, entries, sm=plan.target.sm, workspace=workspace, step=step)
+    engine = build_engine(
+        library,
+        path,
+        graph,
+        entries,
+        sm=plan.target.sm,
+        workspace=plan.options.workspace_bytes,
+        timings=timings,
+        step=step,
+    )
     entry = store.add(name, key, engine.data, entries, time.perf_counter() - started)
     if progress is not None:
         progress.graph(label, f"{entry.file.bytes / 1e6:.1f} MB in {entry.seconds:.1f} s", 1, 1)
     return entry
+
+
+def _unheard(line: str) -> None:
+    """Nobody listens."""
 
 
 def _choose(plan: BuildPlan, sizes: Mapping[str, int]) -> str:
@@ -182,21 +199,6 @@ def _choose(plan: BuildPlan, sizes: Mapping[str, int]) -> str:
         if size + beside <= usable:
             return strategy
     return list(sizes)[-1]
-
-
-def _precision(manifest: Manifest, asked: str | None) -> str:
-    own = PRECISION_OF_DTYPE[manifest.dtype]
-    if asked is None or asked == own:
-        return own
-    for dtype, precision in PRECISION_OF_DTYPE.items():
-        if asked == precision:
-            raise EngineError(
-                f"the bundle is {own} and engines are strongly typed: export with --dtype {dtype} for {asked} engines"
-            )
-    raise EngineError(
-        f"the bundle is {own}, and {asked} engines need a bundle quantized to {asked}, which this edgeprune cannot "
-        f"make: build {own}"
-    )
 
 
 def _candidates(manifest: Manifest, limits: Limits, choice: str | Path) -> dict[str, _Profiles]:

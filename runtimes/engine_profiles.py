@@ -4,11 +4,11 @@ Plain functions of the manifest. A shape outside all profiles is an error when a
 everything that the limits allow:
 
 * ``one``: a single profile per graph.
-* ``split``: decoder segments have a profile for prefill, tuned for the tokens that enter them, and one for decode (one
-  new row). Where calibration measured how many tokens a site keeps, prefill has two: up to the most that was seen, and
-  the rest.
+* ``split``: decoder segments have a profile for prefill, tuned for the tokens that enter them, and one for decode,
+  tuned for one new row. Where calibration measured how many tokens a site keeps, prefill has two: up to the most that
+  was seen, and the rest.
 
-An engine may hold its weights once per profile, so the builder measures both.
+An engine may hold its weights more than once, so the builder measures both.
 """
 
 import json
@@ -31,6 +31,9 @@ WHOLE, PREFILL, DECODE = "all", "prefill", "decode"
 DEFAULT_IMAGES = 4
 # Rows that TensorRT is to tune decoding for: a prompt's and half of a short answer's.
 _ANSWER_TOKENS = 64
+# TensorRT for RTX stores the weights once for all profiles but one that is fixed to a single row, which gets a copy in
+# another order (measured, docs/tensorrt.md): decoding is tuned for one row and admits two.
+_DECODE_ROWS = 2
 # CLIP's begin and end tokens take two places of a chunk.
 _CHUNK_MARKS = 2
 
@@ -107,10 +110,23 @@ def graph_profiles(manifest: Manifest, limits: Limits, strategy: str, name: str)
         if "probe_rows" in wide:
             ranges["probe_rows"] = (0, 1, 1)
         found.append(_entry(PREFILL if len(buckets) == 1 else f"{PREFILL}{index}", ranges))
-    decode = {**wide, "sequence": (1, 1, 1), "past": (1, *wide["past"][1:])}
+    decode = {**wide, "sequence": (1, 1, min(_DECODE_ROWS, last)), "past": (1, *wide["past"][1:])}
     if "probe_rows" in wide:
-        decode["probe_rows"] = (0, 0, 0)
+        # None come; where none can, the projections are fused another way and their weights stored twice.
+        decode["probe_rows"] = (0, 0, 1)
     return (*found, _entry(DECODE, decode))
+
+
+def weight_copies(entries: tuple[ProfileEntry, ...], *, rtx: bool) -> int:
+    """How often an engine with these profiles holds its weights, at the most.
+
+    Args:
+        entries: The profiles.
+        rtx: Whether TensorRT for RTX builds it. Of TensorRT nothing was measured, so every profile counts.
+    """
+    if not rtx:
+        return len(entries)
+    return len({entry.ranges.get("sequence") == (1, 1, 1) for entry in entries})
 
 
 def dynamic_dimensions(graph: GraphEntry) -> tuple[str, ...]:

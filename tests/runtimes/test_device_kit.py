@@ -51,6 +51,7 @@ def test_every_graph_is_built_with_the_shapes_of_its_profiles(kit):
         words[1]: words[2:] for words in map(shlex.split, re.findall(r"^build \w.*$", script, re.MULTILINE))
     }
     assert set(lines) == set(manifest.graphs)
+    assert "--timingCacheFile=timing.cache" in script
     for name, entries in profiles(manifest, Limits.of(manifest), SPLIT).items():
         words = lines[name]
         assert words[:3] == ["--stronglyTyped", "--skipInference", "--memPoolSize=workspace:64M"]

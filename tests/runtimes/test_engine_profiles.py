@@ -85,7 +85,7 @@ def test_split_separates_prefill_from_decode(atp):
     assert (prefill.name, decode.name) == (PREFILL, DECODE)
     assert prefill.ranges["sequence"] == (1, 36 + TEXT_TOKENS, 512)
     assert prefill.ranges["past"] == (0, 0, 0)
-    assert decode.ranges["sequence"] == (1, 1, 1)
+    assert decode.ranges["sequence"] == (1, 1, 2)
     assert decode.ranges["past"][::2] == (1, 511)
     assert [len(found[name]) for name in ("vision", "site0", "gather")] == [1, 1, 1]
 
