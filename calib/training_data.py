@@ -1,5 +1,6 @@
 """Training data: questions about pictures with their answers, as batches of embedded sequences."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ class TrainingData:
         self._cached = 0
         self._features: OrderedDict[tuple[Path, ...], tuple[Tensor, Tensor]] = OrderedDict()
         self._layouts: dict[tuple[Path, ...], VisualLayout] = {}
+        self._shapes: dict[bytes, VisualLayout] = {}
 
     def add(self, samples: Iterable[Sample], bad: Callable[[BadSample], None]) -> None:
         """Open the samples' pictures once and encode their questions; those that cannot be used go to ``bad``.
@@ -169,7 +171,10 @@ class TrainingData:
         if sample.pictures not in self._layouts:
             images = [read_picture(path) for path in sample.pictures]
             prepared = self._settings.preprocessing.prepare(images, self._model.plan.geometry.grid)
-            self._layouts[sample.pictures] = prepared.layout
+            # Pictures of one shape share a layout; training does not ask what part of a picture a grid shows.
+            places, slots = prepared.layout.places, prepared.layout.slots
+            shape = hashlib.sha256(places.tobytes() + b"|" + slots.tobytes()).digest()
+            self._layouts[sample.pictures] = self._shapes.setdefault(shape, prepared.layout)
         layout = self._layouts[sample.pictures]
         counts = layout.tokens_per_image
         prompt = self._encoder.encode_chat(sample.prompt, counts).token_ids

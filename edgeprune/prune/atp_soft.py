@@ -350,7 +350,8 @@ def _self_score(attention: AttentionOutput, state: _State, members: Tensor) -> T
     weights = members * state.alive.unsqueeze(1)
     weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=SOFTMAX_EPS)
     visual_query = _take(attention.query.transpose(1, 2), state.rows).float()
-    mean_query = (weights[:, :, :, None, None] * visual_query.unsqueeze(1)).sum(dim=2).transpose(1, 2)
+    with torch.autocast(weights.device.type, enabled=False):
+        mean_query = torch.einsum("bgk,bkhd->bhgd", weights, visual_query)
     logits = attention_logits(mean_query, attention.key).mean(dim=1)
     return logits.gather(2, state.rows.unsqueeze(1).expand(-1, members.shape[1], -1))
 
