@@ -237,6 +237,7 @@ def fit(
         torch.bfloat16 if (options.precision, options.trainable) == (BFLOAT16, HEADS) else torch.float32
     )
     unpruned = load_checkpoint(source, methods=(), clip=clip, dtype=frozen_type)
+    method.check(unpruned.plan.geometry)
     unpruned.model.to(processes.device)
     examples = TrainingData(unpruned, settings)
     for sample in bad:
@@ -258,24 +259,7 @@ def fit(
     decoder = trained_with(unpruned.model, _DECODER) if options.trainable == ALL else {}
     store = StateStore(
         target_folder.with_name(f"{target_folder.name}.training"),
-        {
-            "checkpoint": _identity(source),
-            "data": _digest(examples),
-            "method": {"name": method.name, **method.parameters()},
-            "training": dataclasses.asdict(training),
-            "target": target,
-            **{
-                name: getattr(options, name)
-                for name in (
-                    "steps",
-                    "batch_size",
-                    "seed",
-                    "trainable",
-                    "decoder_learning_rate",
-                    "precision",
-                )
-            },
-        },
+        _asked(source, examples, method, training, target, options),
         writes=processes.rank == 0,
     )
     if restart:
@@ -347,6 +331,26 @@ def _write(
         write_fitted(folder, source, result.method, weights, decoder, FAMILIES[model_type])
         (folder / PLOT_FILE).write_bytes(plot_png(result.curves, result.target, result.method.name))
         (folder / CURVES_FILE).write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+
+
+def _asked(
+    source: Path,
+    examples: TrainingData,
+    method: PruningMethod,
+    training: MethodTraining,
+    target: float,
+    options: FitOptions,
+) -> dict[str, object]:
+    """What has to be the same for an unfinished training to go on; names that a message can use."""
+    names = ("steps", "batch_size", "seed", "trainable", "decoder_learning_rate", "precision")
+    return {
+        "checkpoint": _identity(source),
+        "data": _digest(examples),
+        "method": {"name": method.name, **method.parameters()},
+        "training": dataclasses.asdict(training),
+        "target": target,
+        **{name: getattr(options, name) for name in names},
+    }
 
 
 def _identity(folder: Path) -> str:

@@ -45,7 +45,8 @@ class StateStore:
         """
         path = self.folder / STATE_FILE
         if not path.is_file():
-            if self.folder.exists():
+            # A first state that was not finished leaves weights at most.
+            if self.folder.exists() and any("state-" not in each.name for each in self._files()):
                 raise DataError(f"{self.folder} is no unfinished training: move it away")
             return
         asked = self._read().get("asked")
@@ -62,7 +63,7 @@ class StateStore:
 
     def forget(self) -> None:
         """Remove the state, if it is one."""
-        if (self.folder / STATE_FILE).is_file() and self._writes:
+        if self._writes and self.folder.is_dir() and all("state" in path.name for path in self._files()):
             shutil.rmtree(self.folder)
 
     def load(
@@ -122,6 +123,9 @@ class StateStore:
             if path.name != weights:
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+    def _files(self) -> list[Path]:
+        return list(self.folder.iterdir()) if self.folder.is_dir() else [self.folder]
 
     def _read(self) -> dict[str, Any]:
         try:

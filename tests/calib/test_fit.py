@@ -22,6 +22,7 @@ from edgeprune.calib.training import Split
 from edgeprune.calib.training_data import TrainingData
 from edgeprune.checkpoint import load_checkpoint, read_config
 from edgeprune.cli import main
+from edgeprune.errors import DataError
 from edgeprune.export.input_settings import InputSettings
 from edgeprune.prune.dyrate import DyRate
 
@@ -218,6 +219,31 @@ def test_an_unfinished_training_is_not_continued_with_other_settings(llava_folde
     begun_anew = run_cli(*common, "--steps", "7", "--restart")
     assert begun_anew.exit_code == 0, begun_anew.output
     assert not (tmp_path / "out.training").exists()
+
+
+def test_a_damaged_state_is_named_and_can_be_forgotten(llava_folder, data, tmp_path):
+    state = tmp_path / "out.training"
+    state.mkdir()
+    (state / "state-2.safetensors").write_bytes(b"cut off")  # the first state was never finished
+    first = fit(llava_folder, data, tmp_path / "out", atp(llava_folder), SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        fit(llava_folder, data, tmp_path / "out", atp(llava_folder), SMALL, progress=Stopping(2))
+    (state / "state-2.safetensors").write_bytes(b"cut off")
+    with pytest.raises(DataError, match="damaged state: give --restart"):
+        fit(llava_folder, data, tmp_path / "out", atp(llava_folder), SMALL)
+    again = fit(llava_folder, data, tmp_path / "out", atp(llava_folder), SMALL, restart=True)
+    assert again.curves == first.curves
+    assert not state.exists()
+
+
+def test_a_folder_that_is_no_state_is_left_alone(llava_folder, data, tmp_path):
+    other = tmp_path / "out.training"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    for restart in (False, True):
+        with pytest.raises(DataError, match="is no unfinished training"):
+            fit(llava_folder, data, tmp_path / "out", atp(llava_folder), SMALL, restart=restart)
+    assert (other / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.slow
