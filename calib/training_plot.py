@@ -78,7 +78,8 @@ def _draw_panel(
     if target is not None:
         y = place(0, target)[1]
         draw.line((_LEFT, y, right, y), fill=_TARGET, width=2)
-        draw.text((right, y - 9), f"target {target:.1f}", fill=_TARGET, font=small, anchor="rm")
+        # Above the panel, where no curve runs through it.
+        draw.text((right, top - _TOP + 8), f"target {target:.1f}", fill=_TARGET, font=font, anchor="ra")
     draw.line((_LEFT, bottom, right, bottom), fill=_INK)
     for tick in _ticks(1, len(values), _TICKS):
         x = place(round(tick) - 1, low)[0]
