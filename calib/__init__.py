@@ -1,7 +1,10 @@
 """What is learned from a user's pictures and questions.
 
-Calibration fills a bundle that exists: how many visual tokens each site retains (which gives optimization profiles
-their shapes), scales for quantized weights and activations. One file per kind; each takes a bundle and data and fills
-the manifest's ``calibration``. Fitting (:mod:`edgeprune.calib.fit`) trains: it takes a checkpoint and data and writes a
-checkpoint with the learned weights of its pruning.
+Calibration fills a bundle that exists: ``samples`` reads the data, ``record`` says what one sample shows, ``runner``
+and ``ray_runner`` run them, ``journal`` keeps records until the end, ``statistics`` and ``buckets`` make of them what
+the manifest's ``calibration`` holds; ``calibration.calibrate`` is the whole way.
+
+Fitting takes a checkpoint and writes one with learned pruning: ``training_data`` embeds samples, ``atp_trainer`` and
+``dyrate_trainer`` bring the methods, ``training`` is the loop over ``processes``, ``training_state`` what it goes on
+from, ``fitted_checkpoint`` what it leaves; ``fit.fit`` is the whole way.
 """

@@ -7,7 +7,6 @@ Replacing ``manifest.json`` is the one step that makes them the target's engines
 
 import hashlib
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from edgeprune.manifest import (
     manifest_from_json,
     manifest_to_json,
 )
+from edgeprune.whole_file import write_whole
 
 ENGINES_FOLDER = "engines"
 _KEY_CHARACTERS = 16
@@ -120,16 +120,6 @@ class EngineStore:
 
 def _note(engine: Path) -> Path:
     return engine.with_suffix(".json")
-
-
-def write_whole(path: Path, data: Any) -> None:
-    """Write aside and rename."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _unwritable(folder: Path, error: OSError) -> EngineError:

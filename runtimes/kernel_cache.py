@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from edgeprune.runtimes.engine_store import write_whole
+from edgeprune.whole_file import write_whole
 
 
 class KernelCache:

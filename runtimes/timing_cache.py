@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeprune.runtimes.engine_store import write_whole
 from edgeprune.runtimes.tensorrt_library import TensorRtLibrary
 from edgeprune.runtimes.user_cache import user_cache
 from edgeprune.targets import Target
 from edgeprune.this_machine import this_machine
+from edgeprune.whole_file import write_whole
 
 
 class TimingCache:
