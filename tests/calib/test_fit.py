@@ -16,10 +16,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_checkpoints import TINY
 
-from edgeprune.calib.fit import FitOptions, SilentProgress, choose_method, fit, training_from_settings
+from edgeprune.calib.atp_trainer import ANNEALED, AtpTrainer
+from edgeprune.calib.fit import FitOptions, SilentProgress, choose_method, fit
+from edgeprune.calib.processes import OneProcess
 from edgeprune.calib.token_target import TokenTarget
-from edgeprune.calib.training import Split
+from edgeprune.calib.training import Split, TrainingOptions, train
 from edgeprune.calib.training_data import TrainingData
+from edgeprune.calib.training_state import StateStore
 from edgeprune.checkpoint import load_checkpoint, read_config
 from edgeprune.cli import main
 from edgeprune.errors import DataError
@@ -87,8 +90,6 @@ def fitted(llava_folder, data, tmp_path_factory):
         folder,
         atp(llava_folder),
         dataclasses.replace(SMALL, target=TokenTarget(28), steps=40, batch_size=8),
-        # So high that the first steps lead away from the target, where the heads begin.
-        training=training_from_settings("atp", ["learning_rate=0.003"]),
     )
     assert hashes(llava_folder) == before
     return result
@@ -100,9 +101,23 @@ def fitted(llava_folder, data, tmp_path_factory):
 def test_the_running_count_ends_at_the_target(fitted):
     assert fitted.target == 28
     assert fitted.unpruned_tokens == TINY.num_patches
-    assert min(fitted.curves.tokens) < 26.5
     assert np.mean(fitted.curves.tokens[-8:]) == pytest.approx(28, rel=0.1)
     assert fitted.tokens == pytest.approx(28, rel=0.1)
+
+
+def test_the_budget_pulls_the_count_to_the_target(model, llava_folder, data, tmp_path):
+    training = dataclasses.replace(ANNEALED, target_tokens=26, learning_rate=1e-3, temperature_end=150)
+    trainer = AtpTrainer(model.model, atp(llava_folder), training, TINY.num_patches)
+    trainer.start_counts = (20, 16, 12)
+    examples = training_data(model, llava_folder, data)
+    options = TrainingOptions(60, 8, seed=0, decoder_learning_rate=1e-5, save_every=100)
+    nothing = StateStore(tmp_path / "none", {})
+    alone = OneProcess(torch.device("cpu"))
+    curves = train(trainer, {}, examples, Split.of(24, 0), options, alone, nothing, SilentProgress())
+    assert curves.tokens[0] < 22
+    assert np.mean(curves.tokens[-8:]) == pytest.approx(26, rel=0.1)
+    budget = np.array(curves.budget)
+    assert budget[-8:].mean() < 0.7 * budget[0]
 
 
 def test_the_new_checkpoint_prunes_as_was_measured(fitted, data):
