@@ -15,6 +15,7 @@ from fit_data import write_data
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_checkpoints import TINY
+from tiny_llava_layout import build_both
 
 from edgeprune.calib.atp_trainer import ANNEALED, AtpTrainer
 from edgeprune.calib.fit import FitOptions, SilentProgress, choose_method, fit
@@ -151,10 +152,12 @@ def test_curves_are_written(fitted):
         assert plot.size[0] > 500
 
 
-def test_it_exports_with_parity(fitted, tmp_path):
-    result = CliRunner().invoke(main, ["export", str(fitted.path), "-o", str(tmp_path / "bundle")])
-    assert result.exit_code == 0, result.output
-    assert "kept indices identical: yes" in result.output
+def test_it_exports_with_parity(llava_folder, data, tmp_path):
+    method = choose_method(llava_folder, "atp", None, ("layers=[1]", "hidden_width=4"))
+    result = fit(llava_folder, data, tmp_path / "fitted", method, dataclasses.replace(SMALL, steps=2))
+    exported = CliRunner().invoke(main, ["export", str(result.path), "-o", str(tmp_path / "bundle")])
+    assert exported.exit_code == 0, exported.output
+    assert "kept indices identical: yes" in exported.output
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -484,3 +487,20 @@ def test_every_family_is_fitted_and_prunes_as_was_measured(family_folder, many_s
     else:
         # What was measured counts the answers' tokens, too, at which more may be dropped.
         assert result.tokens <= np.mean(tokens) + 1e-3
+
+
+@pytest.mark.parametrize("trainable", ["heads", "all"])
+def test_llavas_own_layout_without_its_tower(data, tmp_path, trainable):
+    both = build_both(tmp_path)
+    options = dataclasses.replace(SMALL, steps=2, trainable=trainable, decoder_learning_rate=1e-3)
+    out = tmp_path / "out"
+    method = atp(both.outside, "layers=[1,2]")
+    result = fit(both.outside, data, out, method, options, clip=both.clip)
+    assert result.skipped == 0
+    old, new = (load_file(folder / "model.safetensors") for folder in (both.outside, out))
+    assert old.keys() == new.keys()
+    assert not any("vision_tower" in name for name in new)
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert bool(changed) == (trainable == "all")
+    assert not any("mm_projector" in name for name in changed)
+    assert load_checkpoint(out, clip=both.clip).plan.methods == (result.method,)
