@@ -11,8 +11,10 @@ import edgeprune
 from edgeprune.calibrate_command import calibrate
 from edgeprune.errors import EdgepruneError, PictureError
 from edgeprune.fit_command import fit
+from edgeprune.inspect_command import inspect
 from edgeprune.interruption import Interruption
 from edgeprune.json_data import to_json
+from edgeprune.profile_command import profile
 from edgeprune.terminal import console
 
 
@@ -231,22 +233,10 @@ def verify(bundle: Path, checkpoint: Path | None, clip: Path | None, method: tup
         click.echo(f"{name}: max difference {parity.max_abs_diff:.1e} in {parity.cases} runs{indices}")
 
 
-@main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE holds: sites, graphs, sizes, tokens and FLOPs."""
-    from edgeprune import inspection, inspection_report
-
-    found = inspection.inspect(bundle)
-    if as_json:
-        click.echo(json.dumps(to_json(found), ensure_ascii=False))
-    else:
-        console().print(inspection_report.render_inspection(found))
-
-
+main.add_command(inspect)
 main.add_command(calibrate)
 main.add_command(fit)
+main.add_command(profile)
 
 
 @main.command()

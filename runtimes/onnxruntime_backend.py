@@ -23,7 +23,9 @@ from edgeprune.runtimes.onnxruntime_providers import (
 
 
 class OnnxRuntimeBackend:
-    """Runs graphs with ONNX Runtime."""
+    """Runs graphs with ONNX Runtime, whose runs end when the device is done."""
+
+    asynchronous = False
 
     def __init__(self, provider: str = "cpu", threads: int | None = None) -> None:
         """Choose the execution provider.
@@ -119,6 +121,9 @@ class OnnxRuntimeBackend:
             return owner.reshape(-1)[first : first + prod(tensor.shape)].reshape(tensor.shape)
         array: NDArray[Any] = owner.numpy()
         return array.reshape(tensor.shape)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
 
 
 class _OnnxRuntimeGraph:

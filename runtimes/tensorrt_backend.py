@@ -73,6 +73,8 @@ class TensorRtBackend:
         MissingExtraError: cuda-bindings is not installed.
     """
 
+    asynchronous = True
+
     def __init__(self) -> None:
         from edgeprune.this_machine import this_machine
 
@@ -118,6 +120,10 @@ class TensorRtBackend:
     def download(self, tensor: DeviceTensor) -> NDArray[Any]:
         """Read a tensor; waits for what writes it."""
         return self.device.download(tensor.address, tensor.shape, tensor.dtype)
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self.device.synchronize()
 
     def _engines(self, bundle: Bundle) -> EngineSetEntry:
         versions = {library.name: library.version for library in self._libraries.values()}
