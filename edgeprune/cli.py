@@ -10,6 +10,7 @@ from rich.table import Table
 import edgeprune
 from edgeprune.calibrate_command import calibrate
 from edgeprune.errors import EdgepruneError, PictureError
+from edgeprune.fit_command import fit
 from edgeprune.inspect_command import inspect
 from edgeprune.interruption import Interruption
 from edgeprune.json_data import to_json
@@ -236,6 +237,7 @@ def verify(bundle: Path, checkpoint: Path | None, clip: Path | None, method: tup
 main.add_command(inspect)
 main.add_command(calibrate)
 main.add_command(quantize)
+main.add_command(fit)
 main.add_command(profile)
 
 

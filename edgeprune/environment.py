@@ -18,6 +18,7 @@ _PIECES = (
     ("onnxscript", ("onnxscript",), "exporting checkpoints", "export"),
     ("safetensors", ("safetensors",), "reading checkpoints", "export"),
     ("transformers", ("transformers",), "converting tokenizers", "export"),
+    ("accelerate", ("accelerate",), "fitting with several processes", "fit"),
     ("tensorrt", ("tensorrt",), "building TensorRT engines on the device itself, running them", "tensorrt"),
     ("tensorrt_rtx", ("tensorrt-rtx-cu13",), "building TensorRT engines for RTX GPUs, running them", "rtx"),
     (
