@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine import describe_machine
+from machine import describe_machine, own_memory
 from random_llava import FEW_LAYERS, write_random_clip, write_random_llava, write_random_thresholds
 
 from edgeprune.bundle import Bundle
@@ -140,9 +140,7 @@ def _build_here(bundle: Path, target: str, strategy: str) -> None:
     finally:
         # Gigabytes that nobody reads again; the manifest is of no use to the next build either way.
         shutil.rmtree(bundle / "engines", ignore_errors=True)
-    # getrusage would answer with the parent's peak where that is larger.
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    peak = 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    peak = own_memory("VmHWM")
     seconds = {name: entry.seconds for name, entry in engines.items()}
     sizes = {name: entry.file.bytes for name, entry in engines.items()}
     print(json.dumps({"seconds": seconds, "engine_bytes": sizes, "peak_bytes": peak}))

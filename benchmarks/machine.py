@@ -1,9 +1,10 @@
-"""The machine that a benchmark ran on: a line about it, and the rate that no matrix product exceeds."""
+"""The machine that a benchmark ran on: lines about it, its processes' memory, its rate of matrix products."""
 
 import datetime as dt
 import os
 import platform
 import time
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -24,6 +25,21 @@ def describe_machine() -> str:
     cores = len(os.sched_getaffinity(0))
     today = dt.datetime.now(tz=dt.timezone.utc).date().isoformat()
     return f"{today}, {model}, {cores} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
+
+
+def describe_versions(*packages: str) -> str:
+    """Versions of installed packages."""
+    return ", ".join(f"{package} {metadata.version(package)}" for package in packages)
+
+
+def own_memory(field: str) -> int:
+    """Bytes of this process, by the kernel's name (Linux).
+
+    "VmHWM" is the most that was resident at once, "RssAnon" what is now and belongs to no file, "RssFile" what is now
+    and is mapped from files. ``getrusage`` would answer with the parent's peak where that is larger.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
 
 
 def gemm_rate(rows: int, inner: int, columns: int, repeats: int = 30) -> float:

@@ -1,5 +1,6 @@
 """Random LLaVA checkpoints of a given size, for measurements whose speed does not depend on the weights' values."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +75,92 @@ FEW_LAYERS = LlavaSize(
 )
 
 
+LLAVA_7B = LlavaSize(
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_layers=32,
+    num_heads=32,
+    vocab_size=32064,
+    vision_hidden_size=1024,
+    vision_layers=24,
+    image_size=336,
+    patch_size=14,
+)
+SHARD_BYTES = 2 * 10**9
+
+
 def write_random_llava(folder: Path, size: LlavaSize, seed: int = 0) -> LlavaForConditionalGeneration:
     """Write a whole checkpoint and return the transformers model, with SDPA attention."""
     torch.manual_seed(seed)
     tokenizer = _byte_tokenizer()
-    image_token = tokenizer.convert_tokens_to_ids("<image>")
-    config = LlavaConfig(
+    model = LlavaForConditionalGeneration(_config(size, tokenizer)).eval()
+    model.save_pretrained(folder)
+    _processor(size, tokenizer).save_pretrained(folder)
+    return model
+
+
+def write_random_shards(
+    folder: Path, size: LlavaSize, *, device: str = "cpu", shard_bytes: int = SHARD_BYTES, seed: int = 0
+) -> int:
+    """Write a whole checkpoint in float16, one shard of it in memory at a time; returns the bytes of the weights.
+
+    Args:
+        folder: Where; made if it does not exist.
+        size: Of the model.
+        device: Where the numbers are drawn.
+        shard_bytes: A shard is written when it has reached this.
+        seed: Of the numbers.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _byte_tokenizer()
+    config = _config(size, tokenizer)
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    generator = torch.Generator(device).manual_seed(seed)
+    shards: list[list[str]] = []
+    shard: dict[str, torch.Tensor] = {}
+    total = 0
+
+    def write() -> None:
+        save_file(shard, folder / f"shard{len(shards)}.safetensors", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
+
+    for name, parameter in model.named_parameters():
+        shard[name] = _random_weight(name, parameter.shape, generator)
+        total += shard[name].nbytes
+        if sum(tensor.nbytes for tensor in shard.values()) >= shard_bytes:
+            write()
+    if shard:
+        write()
+    count = len(shards)
+    weight_map = {}
+    for index, held in enumerate(shards):
+        file = f"model-{index + 1:05}-of-{count:05}.safetensors"
+        (folder / f"shard{index}.safetensors").rename(folder / file)
+        weight_map |= dict.fromkeys(held, file)
+    _processor(size, tokenizer).save_pretrained(folder)
+    config.dtype = torch.float16
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    # Last: a folder with an index is whole.
+    index_file = folder / "model.safetensors.index.json"
+    index_file.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    return total
+
+
+def _random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """As transformers starts a model: 1 for norms, 0 for biases, a normal distribution for the rest."""
+    device = generator.device
+    if name.endswith("bias"):
+        return torch.zeros(shape, dtype=torch.float16, device=device)
+    if "norm" in name:
+        return torch.ones(shape, dtype=torch.float16, device=device)
+    return torch.randn(shape, generator=generator, device=device).mul_(0.02).half()
+
+
+def _config(size: LlavaSize, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
+    return LlavaConfig(
         vision_config=_vision_config(size),
         text_config=LlamaConfig(
             hidden_size=size.hidden_size,
@@ -90,12 +171,13 @@ def write_random_llava(folder: Path, size: LlavaSize, seed: int = 0) -> LlavaFor
             vocab_size=size.vocab_size,
             max_position_embeddings=4096,
         ),
-        image_token_index=image_token,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         attn_implementation="sdpa",
     )
-    model = LlavaForConditionalGeneration(config).eval()
-    model.save_pretrained(folder)
-    processor = LlavaProcessor(
+
+
+def _processor(size: LlavaSize, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    return LlavaProcessor(
         CLIPImageProcessor(
             size={"shortest_edge": size.image_size},
             crop_size={"height": size.image_size, "width": size.image_size},
@@ -106,8 +188,6 @@ def write_random_llava(folder: Path, size: LlavaSize, seed: int = 0) -> LlavaFor
         chat_template=CHAT_TEMPLATE,
         num_additional_image_tokens=1,
     )
-    processor.save_pretrained(folder)
-    return model
 
 
 def write_random_clip(folder: Path, size: LlavaSize, llava: LlavaForConditionalGeneration) -> None:

@@ -1,0 +1,44 @@
+"""benchmarks/prefill.py at the smallest size."""
+
+import contextlib
+import io
+
+import pytest
+from prefill import Plan, measure
+from printed_table import table
+
+
+@pytest.fixture(scope="module")
+def printed(workdir, small_size):
+    output = io.StringIO()
+    bundles = ("unpruned", "ATP", "FastV")
+    with contextlib.redirect_stdout(output):
+        measure(workdir, Plan(small_size, (40, 20, 7), (48, 128, 192), rounds=2, bundles=bundles))
+    return output.getvalue()
+
+
+def test_every_decoder_has_a_prefill_and_ratios_of_it(printed):
+    assert [row["decoder"] for row in table(printed, "decoder")] == [
+        "transformers SDPA",
+        "unpruned bundle",
+        "bundle pruned by ATP",
+        "text only, one graph",
+        "text only, chain",
+    ]
+    ratios = {row["ratio"]: float(row["median"]) for row in table(printed, "ratio")}
+    assert 0 < ratios["pruned / unpruned, prefill FLOPs"] < 1
+    assert len(ratios) == 9
+
+
+def test_atp_keeps_exactly_what_was_asked_for(printed):
+    assert "visual tokens behind ATP's sites: [40, 20, 7], asked for: [40, 20, 7]" in printed
+
+
+def test_prompts_grow_by_whole_pictures_and_methods_keep_their_share(printed):
+    rows = {(row["rows of the prompt"], row["bundle"]): row for row in table(printed, "rows of the prompt")}
+    assert [rows[length, "unpruned"]["pictures"] for length in ("48", "128", "192")] == ["0", "1", "2"]
+    assert rows["48", "FastV"]["kept"] == "-"
+    assert rows["128", "FastV"]["kept"] == "32"
+    assert rows["192", "FastV"]["kept"] == "64"
+    assert rows["128", "ATP"]["kept"] == "40, 20, 7"
+    assert float(rows["128", "ATP"]["FLOPs"]) < float(rows["128", "FastV"]["FLOPs"]) < 1
