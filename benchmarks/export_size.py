@@ -1,12 +1,12 @@
 """Exporting a checkpoint as large as LLaVA-1.5-7B: peak memory, minutes by stage, size of the bundle, an answer.
 
-    python benchmarks/export_size.py [--layers 32] [--vision-layers 24] [--method fastv] [--workdir DIR]
+    python benchmarks/export_size.py [--layers 32] [--vision-layers 24] [--scale 1] [--method fastv] [--workdir DIR]
 
 Writes a random checkpoint with the shapes of LLaVA-1.5-7B (float16, sharded safetensors), exports it in float16 and
-answers a prompt from the bundle, each in a process of its own. --layers and --vision-layers make a small trial. The
-targets: peak of the export ≤ 1.3 × weights + 2 GB, bundle ≤ 1.02 × weights. The peak is what was resident at once (VmHWM),
-files that are mapped included; the column "of its own" is what the process holds beside them, which no machine can take back.
-Whole, it needs 45 GB of disk. Linux only. Exits with 1 if a target is missed.
+answers a prompt from the bundle, each in a process of its own. Fewer layers, and widths divided by --scale, make a
+small trial. Targets: peak of the export ≤ 1.3 × weights + 2 GB, bundle ≤ 1.02 × weights. The peak is what was resident
+at once (VmHWM), mapped files included; the column "of its own" is what the process holds beside those, which no machine
+can take back. Whole, it needs 45 GB of disk. Linux only. Exits with 1 if a target is missed.
 """
 
 import argparse
@@ -47,11 +47,24 @@ def main() -> None:
     if arguments.child is not None:
         _child(arguments.child, arguments.workdir, arguments.method)
         return
-    size = replace(LLAVA_7B, num_layers=arguments.layers, vision_layers=arguments.vision_layers)
+    size = scaled(arguments.layers, arguments.vision_layers, arguments.scale)
     with contextlib.ExitStack() as stack:
         workdir = arguments.workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if not measure(workdir, size, arguments.method):
             sys.exit(1)
+
+
+def scaled(layers: int, vision_layers: int, scale: int = 1) -> LlavaSize:
+    """The shapes of LLaVA-1.5-7B with fewer layers, and widths and numbers of heads divided by ``scale``."""
+    return replace(
+        LLAVA_7B,
+        num_layers=layers,
+        vision_layers=vision_layers,
+        hidden_size=LLAVA_7B.hidden_size // scale,
+        intermediate_size=LLAVA_7B.intermediate_size // scale,
+        num_heads=LLAVA_7B.num_heads // scale,
+        vision_hidden_size=LLAVA_7B.vision_hidden_size // scale,
+    )
 
 
 def measure(workdir: Path, size: LlavaSize, method: str) -> bool:
@@ -65,7 +78,8 @@ def measure(workdir: Path, size: LlavaSize, method: str) -> bool:
     print(describe_machine())
     print(describe_versions("torch", "onnxruntime", "onnx-ir"))
     print(
-        f"LLaVA-1.5-7B with {size.num_layers} decoder and {size.vision_layers} vision layers, pruning: {method}; "
+        f"LLaVA-1.5-7B's shapes, {size.num_layers} decoder layers of width {size.hidden_size}, {size.vision_layers} "
+        f"vision layers of width {size.vision_hidden_size}, pruning: {method}; "
         f"{weights / GB:.2f} GB of float16 weights in {len(files)} shards\n"
     )
     print("| graph | trace s | write s | check s | compare s | of its own GB |")
@@ -169,6 +183,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--layers", type=int, default=LLAVA_7B.num_layers, help="decoder layers")
     parser.add_argument("--vision-layers", type=int, default=LLAVA_7B.vision_layers, help="vision layers")
+    parser.add_argument(
+        "--scale", type=int, choices=(1, 2, 4, 8), default=1, help="what widths are divided by"
+    )
     parser.add_argument("--method", choices=METHODS, default="fastv", help="pruning of the bundle")
     parser.add_argument("--workdir", type=Path, help="keep the checkpoint and the bundle here")
     parser.add_argument("--child", choices=("export", "answer"), help=argparse.SUPPRESS)
