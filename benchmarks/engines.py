@@ -16,7 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine import describe_machine, own_memory
+from machine import describe_machine
+from process_memory import own_memory
 from random_llava import FEW_LAYERS, write_random_clip, write_random_llava, write_random_thresholds
 
 from edgeprune.bundle import Bundle

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from machine import describe_machine, describe_versions, own_memory
+from machine import describe_machine, describe_versions
 from PIL import Image
+from process_memory import own_memory
 from random_llava import LLAVA_7B, LlavaSize, write_random_shards
 
 import edgeprune

@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on: lines about it, its processes' memory, its rate of matrix products."""
+"""The machine that a benchmark ran on: lines about it, and the rate that no matrix product exceeds."""
 
 import datetime as dt
 import os
@@ -30,16 +30,6 @@ def describe_machine() -> str:
 def describe_versions(*packages: str) -> str:
     """Versions of installed packages."""
     return ", ".join(f"{package} {metadata.version(package)}" for package in packages)
-
-
-def own_memory(field: str) -> int:
-    """Bytes of this process, by the kernel's name (Linux).
-
-    "VmHWM" is the most that was resident at once, "RssAnon" what is now and belongs to no file, "RssFile" what is now
-    and is mapped from files. ``getrusage`` would answer with the parent's peak where that is larger.
-    """
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
 
 
 def gemm_rate(rows: int, inner: int, columns: int, repeats: int = 30) -> float:

@@ -11,7 +11,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: 'make test-gpu' uses it")
-@pytest.mark.parametrize("script", ["tests/plugins/run_on_gpu.py", "benchmarks/kernels.py"])
+@pytest.mark.parametrize(
+    "script", ["tests/plugins/run_on_gpu.py", "benchmarks/kernels.py", "benchmarks/gpu.py"]
+)
 def test_nothing_is_run(script):
     ran = subprocess.run(
         [sys.executable, str(REPOSITORY / script)],
