@@ -101,7 +101,7 @@ def measure(workdir: Path, size: LlavaSize, method: str) -> bool:
         ("peak of the export", exported["peak"], 1.3 * weights + 2 * GB, "1.3 × weights + 2 GB"),
         ("size of the bundle", exported["bundle"], 1.02 * weights, "1.02 × weights"),
     ]
-    print("| | GB | of weights | target GB | |")
+    print("| result | GB | of weights | target GB | verdict |")
     print("|---|---|---|---|---|")
     for name, value, target, formula in rows:
         verdict = "met" if value <= target else "missed"
