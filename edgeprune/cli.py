@@ -15,6 +15,7 @@ from edgeprune.inspect_command import inspect
 from edgeprune.interruption import Interruption
 from edgeprune.json_data import to_json
 from edgeprune.profile_command import profile
+from edgeprune.quantize_command import quantize
 from edgeprune.terminal import console
 
 
@@ -235,6 +236,7 @@ def verify(bundle: Path, checkpoint: Path | None, clip: Path | None, method: tup
 
 main.add_command(inspect)
 main.add_command(calibrate)
+main.add_command(quantize)
 main.add_command(fit)
 main.add_command(profile)
 

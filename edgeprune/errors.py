@@ -55,3 +55,7 @@ class ProfileError(EdgepruneError):
 
 class DataError(EdgepruneError):
     """Calibration data is missing, unreadable, of another modality, or too little for what is asked of it."""
+
+
+class QuantizationError(EdgepruneError):
+    """A bundle cannot be quantized as asked: no such precision there, unusable weights, ranges or samples."""

@@ -12,6 +12,7 @@ from edgeprune.calibration_report import calibration_summary, render_calibration
 from edgeprune.inspection import BOUND, CALIBRATED, GroupCost, Inspection
 from edgeprune.manifest import TensorEntry
 from edgeprune.quantities import format_bytes, format_count
+from edgeprune.quantization_entry import QuantizationEntry
 
 
 def render_inspection(inspection: Inspection) -> RenderableType:
@@ -57,6 +58,7 @@ def _summary(inspection: Inspection) -> Table:
             "size",
             f"{format_bytes(inspection.weights_bytes)} of weights, {format_bytes(inspection.total_bytes)} in all",
         ),
+        ("quantized", _quantized(inspection.quantization)),
         ("engines", ", ".join(inspection.engines) or "none: the graphs run with ONNX Runtime"),
         (
             "calibration",
@@ -67,6 +69,18 @@ def _summary(inspection: Inspection) -> Table:
     ):
         table.add_row(name, Text(text))
     return table
+
+
+def _quantized(entry: QuantizationEntry | None) -> str:
+    if entry is None:
+        return "no"
+    parts = (("decoder", entry.decoder), ("vision tower", entry.vision))
+    named = ", ".join(f"{name} {part.precision}" for name, part in parts if part is not None)
+    kept = ", ".join(f"{site} {share:.3f}" for site, share in entry.report.kept_agreement.items())
+    return (
+        f"{named} for {entry.form}; of {entry.samples} answers {entry.report.answer_agreement:.1%} as before"
+        + (f", kept tokens (Jaccard) {kept}" if kept else "")
+    )
 
 
 def _pruning(inspection: Inspection) -> RenderableType:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from edgeprune.bundle import Bundle
 from edgeprune.errors import BackendError, PictureError
+from edgeprune.quantization_entry import FP8
 from edgeprune.runtimes.answer import Answer
 from edgeprune.runtimes.backend import Backend
 from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch, TowerOutput
@@ -235,7 +236,9 @@ def open_session(
         raise BackendError(f"backend '{backend}' is unknown, known: {', '.join(BACKENDS)}")
     opened = Bundle.open(bundle)
     if backend == "onnxruntime":
-        return Session(opened, OnnxRuntimeBackend(provider or "cpu", threads))
+        quantization = opened.manifest.quantization
+        fuse_qdq = quantization is None or FP8 not in quantization.precisions
+        return Session(opened, OnnxRuntimeBackend(provider or "cpu", threads, fuse_qdq=fuse_qdq))
     for option, value in (("provider", provider), ("threads", threads)):
         if value is not None:
             raise BackendError(
