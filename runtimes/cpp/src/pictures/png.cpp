@@ -1,8 +1,10 @@
 // PNG through stb_image, which checks neither checksums nor ends: that is done here.
+#include <algorithm>
 #include <array>
 #include <climits>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "pictures/picture_file.h"
 
@@ -48,6 +50,21 @@ uint32_t checksum(const uint8_t* bytes, size_t size) {
   return ~sum;
 }
 
+// Whether the file has one channel of 16 bits: the header's bit depth and colour type.
+bool is_deep_grey(Bytes file) { return file.data[24] == 16 && file.data[25] == 0; }
+
+// 16-bit grey values are cut off at 255, not scaled: what Pillow does.
+Picture deep_grey_picture(Bytes file, const std::string& name) {
+  int width = 0, height = 0, channels = 0;
+  const std::unique_ptr<stbi_us, void (*)(void*)> values(
+      stbi_load_16_from_memory(file.data, static_cast<int>(file.size), &width, &height, &channels, 1), stbi_image_free);
+  if (values == nullptr) refuse_damaged_picture(name, stbi_failure_reason());
+  std::vector<uint8_t> grey(static_cast<size_t>(width) * static_cast<size_t>(height));
+  std::transform(values.get(), values.get() + grey.size(), grey.begin(),
+                 [](stbi_us value) { return static_cast<uint8_t>(std::min<stbi_us>(value, 255)); });
+  return picture_from_pixels(grey.data(), width, height, 1, width);
+}
+
 // Walks the chunks up to IEND; returns EXIF's orientation.
 int checked_chunks(Bytes file, const std::string& name) {
   int orientation = 1;
@@ -78,6 +95,7 @@ bool is_png(Bytes file) {
 Picture decode_png(Bytes file, const std::string& name, int& orientation) {
   orientation = checked_chunks(file, name);
   if (file.size > INT_MAX) refuse_damaged_picture(name, "it is larger than 2 GiB");
+  if (is_deep_grey(file)) return deep_grey_picture(file, name);
   int width = 0, height = 0, channels = 0;
   const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
       stbi_load_from_memory(file.data, static_cast<int>(file.size), &width, &height, &channels, 3), stbi_image_free);
