@@ -40,7 +40,7 @@ unit: $(STAMP) ## The tests alone
 kernels: $(STAMP) ## Build the CUDA kernels and their references into out/plugins
 	$(BIN)/python -m edgeprune.plugins.build
 
-test-gpu: $(STAMP) ## Run the kernels on an NVIDIA GPU; without one, say so
+test-gpu: $(STAMP) ## Run kernels and engines on an NVIDIA GPU; without one, say so
 	$(BIN)/python tests/plugins/run_on_gpu.py
 
 format: $(STAMP) ## Rewrite the code in the house format

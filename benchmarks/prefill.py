@@ -341,7 +341,7 @@ def _scores(model: PrunedModel, site: int, token_ids: np.ndarray, pixels: np.nda
 
 def _open(bundle: Bundle) -> GraphChain:
     backend = OnnxRuntimeBackend("cpu")
-    graphs = {name: backend.load(bundle.file(entry.file)) for name, entry in bundle.manifest.graphs.items()}
+    graphs = {name: backend.load(bundle, name) for name in bundle.manifest.graphs}
     return GraphChain(bundle.manifest, backend, graphs)
 
 

@@ -4,9 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    CLIPConfig,
     CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -14,6 +19,9 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+
+from edgeprune.prune.atp import Atp
+from edgeprune.prune.method import ModelGeometry
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() }}: "
@@ -54,20 +62,25 @@ class LlavaSize:
         return (self.image_size // self.patch_size) ** 2
 
 
+# 0.4 B parameters in few layers: tracing takes time by layer, building by parameter.
+FEW_LAYERS = LlavaSize(
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_layers=6,
+    vocab_size=1024,
+    vision_hidden_size=1024,
+    vision_layers=6,
+    image_size=224,
+)
+
+
 def write_random_llava(folder: Path, size: LlavaSize, seed: int = 0) -> LlavaForConditionalGeneration:
     """Write a whole checkpoint and return the transformers model, with SDPA attention."""
     torch.manual_seed(seed)
     tokenizer = _byte_tokenizer()
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=size.vision_hidden_size,
-            intermediate_size=4 * size.vision_hidden_size,
-            num_hidden_layers=size.vision_layers,
-            num_attention_heads=size.vision_hidden_size // 64,
-            image_size=size.image_size,
-            patch_size=size.patch_size,
-        ),
+        vision_config=_vision_config(size),
         text_config=LlamaConfig(
             hidden_size=size.hidden_size,
             intermediate_size=size.intermediate_size,
@@ -95,6 +108,55 @@ def write_random_llava(folder: Path, size: LlavaSize, seed: int = 0) -> LlavaFor
     )
     processor.save_pretrained(folder)
     return model
+
+
+def write_random_clip(folder: Path, size: LlavaSize, llava: LlavaForConditionalGeneration) -> None:
+    """Write a CLIP checkpoint with the tower of a LLaVA and a small text tower, for IVTP's guide."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ordered = [*alphabet, *(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(ordered)}, merges=[], model_max_length=77
+    )
+    config = CLIPConfig(
+        text_config=CLIPTextConfig(
+            hidden_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            intermediate_size=2048,
+            vocab_size=len(ordered),
+            max_position_embeddings=77,
+            projection_dim=512,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        ).to_dict(),
+        vision_config=_vision_config(size).to_dict(),
+        projection_dim=512,
+    )
+    model = CLIPModel(config).eval()
+    model.vision_model.load_state_dict(llava.model.vision_tower.state_dict())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_random_thresholds(folder: Path, method: Atp, geometry: ModelGeometry) -> None:
+    """Write random heads for ATP, with which about half of the tokens survive each site."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        f"{method.name}.{name}": torch.randn(shape, generator=generator) / max(1, shape[-1]) ** 0.5
+        for name, shape in method.weight_shapes(geometry).items()
+    }
+    save_file(weights, folder / "pruning.safetensors")
+
+
+def _vision_config(size: LlavaSize) -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=size.vision_hidden_size,
+        intermediate_size=4 * size.vision_hidden_size,
+        num_hidden_layers=size.vision_layers,
+        num_attention_heads=size.vision_hidden_size // 64,
+        image_size=size.image_size,
+        patch_size=size.patch_size,
+    )
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,18 +1,18 @@
 """The command line: each command calls the function of the same name."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 import edgeprune
+from edgeprune.calibrate_command import calibrate
 from edgeprune.errors import EdgepruneError, PictureError
 from edgeprune.interruption import Interruption
 from edgeprune.json_data import to_json
+from edgeprune.terminal import console
 
 
 class _Group(click.Group):
@@ -136,8 +136,14 @@ def export(
 @click.option(
     "--json", "as_json", is_flag=True, help="Print text, token ids, kept tokens and timings as JSON."
 )
-@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--threads", type=int, help="Threads of an operator.")
+@click.option(
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    help="onnxruntime, or tensorrt for engines that were built.",
+)
+@click.option("--provider", help="Of ONNX Runtime: cpu (default), cuda, tensorrt or tensorrt_rtx.")
+@click.option("--threads", type=int, help="Threads of an operator of ONNX Runtime.")
 def run(
     bundle: Path,
     images: tuple[Path, ...],
@@ -151,7 +157,8 @@ def run(
     stream: bool,
     overlay: Path | None,
     as_json: bool,
-    provider: str,
+    backend: str,
+    provider: str | None,
     threads: int | None,
 ) -> None:
     """Answer a question about pictures with BUNDLE."""
@@ -164,7 +171,7 @@ def run(
     options = edgeprune.SamplingOptions(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
     )
-    with edgeprune.open_session(bundle, provider=provider, threads=threads) as session:
+    with edgeprune.open_session(bundle, backend=backend, provider=provider, threads=threads) as session:
         steps = session.stream(images, prompt, options)
         begun = False
         while True:
@@ -234,13 +241,18 @@ def inspect(bundle: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(to_json(found), ensure_ascii=False))
     else:
-        _console().print(inspection_report.render_inspection(found))
+        console().print(inspection_report.render_inspection(found))
+
+
+main.add_command(calibrate)
 
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--target", required=True, help="Device to build for; edgeprune targets lists them.")
-@click.option("--precision", help="fp32, fp16 …; the bundle's own by default.")
+@click.option(
+    "--precision", help="fp32, fp16, int8, int4 or fp8; it must be the bundle's, and is by default."
+)
 @click.option(
     "--profiles",
     "profile_choice",
@@ -272,36 +284,25 @@ def build(
 ) -> None:
     """Build the TensorRT engines of BUNDLE for a device and put them into it."""
     from edgeprune.runtimes import device_kit, engine_build
+    from edgeprune.runtimes.build_options import BuildOptions
 
-    workspace_bytes = None if workspace is None else int(workspace * 2**20)
+    options = BuildOptions(
+        target,
+        precision,
+        profile_choice,
+        max_images,
+        max_sequence,
+        workspace_mib=workspace,
+        memory_gib=memory,
+    )
     if kit is not None:
-        written = device_kit.write_kit(
-            bundle,
-            kit,
-            target,
-            precision=precision,
-            profile_choice=profile_choice,
-            max_images=max_images,
-            max_sequence=max_sequence,
-            workspace=workspace_bytes,
-            memory_gib=memory,
-        )
+        written = device_kit.write_kit(bundle, kit, options)
         click.echo(f"{kit}: {written} files; carry the folder to the device and run build.sh there")
         return
     from edgeprune.export.progress import ProgressBars
 
     with ProgressBars(interruption.check) as progress:
-        engines = engine_build.build(
-            bundle,
-            target,
-            precision=precision,
-            profile_choice=profile_choice,
-            max_images=max_images,
-            max_sequence=max_sequence,
-            workspace=workspace_bytes,
-            memory_gib=memory,
-            progress=progress,
-        )
+        engines = engine_build.build(bundle, options, progress=progress)
     tried = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in engines.strategy_bytes.items())
     click.echo(
         f"{bundle}: {len(engines.engines)} {engines.precision} engines for {target} (SM {engines.sm}) with "
@@ -335,7 +336,7 @@ def targets(as_json: bool) -> None:
             ", ".join(lacking) or "-",
             versions,
         )
-    _console().print(table)
+    console().print(table)
 
 
 @main.command()
@@ -348,21 +349,16 @@ def doctor(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(to_json(found)))
         return
-    console = _console()
-    console.print(
+    terminal = console()
+    terminal.print(
         f"edgeprune {found.edgeprune}, Python {found.python}, {found.machine}, {found.cpu_cores} cores",
         highlight=False,
     )
-    console.print(f"ONNX Runtime providers: {', '.join(found.providers) or 'none'}", highlight=False)
+    terminal.print(f"ONNX Runtime providers: {', '.join(found.providers) or 'none'}", highlight=False)
     table = Table("module", "version", "needed for", "remedy")
     for piece in found.pieces:
         table.add_row(piece.name, piece.version or "missing", piece.purpose, piece.remedy.replace("[", "\\["))
-    console.print(table)
-
-
-def _console() -> Console:
-    """A console that keeps whole tables when the output is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=110)
+    terminal.print(table)
 
 
 def _answer_lines(answer: "edgeprune.Answer") -> list[str]:

@@ -16,8 +16,20 @@ _PIECES = (
     ("onnxscript", ("onnxscript",), "exporting checkpoints", "export"),
     ("safetensors", ("safetensors",), "reading checkpoints", "export"),
     ("transformers", ("transformers",), "converting tokenizers", "export"),
-    ("tensorrt", ("tensorrt",), "building TensorRT engines on the device itself", "tensorrt"),
-    ("tensorrt_rtx", ("tensorrt-rtx-cu13",), "building TensorRT engines for RTX GPUs", "rtx"),
+    ("tensorrt", ("tensorrt",), "building TensorRT engines on the device itself, running them", "tensorrt"),
+    ("tensorrt_rtx", ("tensorrt-rtx-cu13",), "building TensorRT engines for RTX GPUs, running them", "rtx"),
+    (
+        "cuda.bindings",
+        ("cuda-bindings",),
+        "running TensorRT engines (--backend tensorrt)",
+        "tensorrt (or rtx)",
+    ),
+    (
+        "onnxruntime_ep_nv_tensorrt_rtx",
+        ("onnxruntime-ep-nv-tensorrt-rtx",),
+        "TensorRT for RTX inside ONNX Runtime (--provider tensorrt_rtx)",
+        "rtx-provider",
+    ),
 )
 
 
@@ -78,7 +90,10 @@ def doctor() -> Environment:
 
 
 def _version(module: str, distributions: tuple[str, ...]) -> str | None:
-    if importlib.util.find_spec(module) is None:
+    try:
+        if importlib.util.find_spec(module) is None:
+            return None
+    except ModuleNotFoundError:  # the package that would hold it is missing
         return None
     for distribution in distributions:
         try:

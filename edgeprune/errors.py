@@ -47,3 +47,7 @@ class TargetError(EdgepruneError):
 
 class EngineError(EdgepruneError):
     """Engines cannot be built: no TensorRT, a graph that it refuses, profiles that do not fit, too little memory."""
+
+
+class DataError(EdgepruneError):
+    """Calibration data is missing, unreadable, of another modality, or too little for what is asked of it."""

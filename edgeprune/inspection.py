@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprune.bundle import Bundle
+from edgeprune.calibration_entry import CalibrationEntry
 from edgeprune.cost import (
     Convention,
     DecoderShape,
@@ -157,6 +158,7 @@ class Inspection:
         total_bytes: Every file that the manifest names.
         prefill: What pruning saves on paper.
         engines: Names of the TensorRT engines in the bundle.
+        calibration: What calibration measured and chose; None without.
     """
 
     name: str
@@ -172,6 +174,7 @@ class Inspection:
     total_bytes: int
     prefill: PrefillCost
     engines: tuple[str, ...]
+    calibration: CalibrationEntry | None = None
 
 
 def inspect(bundle: str | Path) -> Inspection:
@@ -227,20 +230,15 @@ def inspect(bundle: str | Path) -> Inspection:
         total_bytes=sum(entry.bytes for entry in manifest.files()),
         prefill=prefill,
         engines=tuple(manifest.engines),
+        calibration=manifest.calibration,
     )
 
 
 def _calibrated_means(manifest: Manifest) -> dict[str, float]:
-    """Mean tokens kept per picture by site, from ``calibration["keep_per_image"][site]["mean"]``."""
+    """Mean tokens kept per picture by site."""
     if manifest.calibration is None:
         return {}
-    try:
-        sites = manifest.calibration["keep_per_image"]
-        return {str(site): float(counts["mean"]) for site, counts in sites.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(
-            "the manifest's calibration holds no mean of kept tokens per site: calibrate the bundle again"
-        ) from error
+    return {site: kept.mean for site, kept in manifest.calibration.keep_per_image.items()}
 
 
 def _prefill_cost(manifest: Manifest, means: Mapping[str, float]) -> PrefillCost:

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgeprune.calibration_report import calibration_summary, render_calibration
 from edgeprune.inspection import BOUND, CALIBRATED, GroupCost, Inspection
 from edgeprune.manifest import TensorEntry
 
@@ -18,6 +19,8 @@ def render_inspection(inspection: Inspection) -> RenderableType:
     if inspection.sites:
         parts += [Text(), _sites_table(inspection)]
     parts += [Text(), _cost_table(inspection), Text(_cost_note(inspection)), Text()]
+    if inspection.calibration is not None:
+        parts += [render_calibration(inspection.calibration), Text()]
     parts += [_graphs_table(inspection), Text(), _tensors_table(inspection)]
     return Group(*parts)
 
@@ -51,6 +54,12 @@ def _summary(inspection: Inspection) -> Table:
         ("context", f"{geometry.context_length} positions, vocabulary of {geometry.vocab_size}"),
         ("size", f"{_bytes(inspection.weights_bytes)} of weights, {_bytes(inspection.total_bytes)} in all"),
         ("engines", ", ".join(inspection.engines) or "none: the graphs run with ONNX Runtime"),
+        (
+            "calibration",
+            "none: edgeprune calibrate measures kept tokens"
+            if inspection.calibration is None
+            else calibration_summary(inspection.calibration),
+        ),
     ):
         table.add_row(name, Text(text))
     return table

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from edgeprune.calibration_entry import CalibrationEntry
 from edgeprune.errors import BundleError
 from edgeprune.json_data import from_json, to_json
 from edgeprune.numbering import ORIGINAL
@@ -358,7 +359,7 @@ class Manifest:
     tokenizer: FileEntry
     parity: dict[str, ParityEntry]
     rate: RateEntry | None = None
-    calibration: dict[str, Any] | None = None
+    calibration: CalibrationEntry | None = None
     engines: dict[str, EngineSetEntry] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -381,6 +382,10 @@ class Manifest:
         if len(self.sites) != len(self.segments) - 1:
             raise BundleError(
                 "the manifest's sites do not lie between its segments: export the checkpoint again"
+            )
+        if self.calibration is not None:
+            self.calibration.check_names(
+                [segment.graph for segment in self.segments], [site.graph for site in self.sites]
             )
 
     def files(self) -> list[FileEntry]:

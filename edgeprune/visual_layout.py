@@ -83,7 +83,7 @@ class VisualLayout:
     @cached_property
     def tokens_per_image(self) -> tuple[int, ...]:
         """Visual tokens of every picture before pruning."""
-        return self._count_by_image(self.slots)
+        return self.count_by_image(self.slots)
 
     @cached_property
     def table(self) -> Int64Array:
@@ -124,14 +124,14 @@ class VisualLayout:
             by_tile = rows.reshape(counts.shape[0], -1)
             rows = by_tile[by_tile - by_tile[:, :1] < counts[:, None]]
         if self._is_plain:
-            return FeatureRows(rows, self._count_by_image(patch_slots[rows]))
+            return FeatureRows(rows, self.count_by_image(patch_slots[rows]))
         order = np.full(self.places.shape[0], -1, np.int64)
         order[self.slots] = np.arange(self.slots.shape[0])
         rows = rows[order[patch_slots[rows]] >= 0]
         new = np.arange(self.places.shape[0] - self.inserted, self.places.shape[0], dtype=np.int64)
         slots = np.concatenate((patch_slots[rows], new))
         joined = np.concatenate((rows, -1 - new))[np.argsort(order[slots], kind="stable")]
-        return FeatureRows(joined, self._count_by_image(slots))
+        return FeatureRows(joined, self.count_by_image(slots))
 
     def split_over_grids(self, per_image: Sequence[int]) -> Int64Array:
         """Divide a number for each picture among its grids, by the tokens that they show, [G] int64."""
@@ -143,6 +143,10 @@ class VisualLayout:
             parts[own] = np.diff(ends, prepend=0)
         return parts
 
+    def count_by_image(self, slots: Int64Array) -> tuple[int, ...]:
+        """How many of the slots [K] belong to each picture."""
+        return _counts(self._image_of(slots), self.num_images) if slots.size else (0,) * self.num_images
+
     @property
     def _is_plain(self) -> bool:
         """Whether the prompt shows just what the tower gives, in its order."""
@@ -152,9 +156,6 @@ class VisualLayout:
         images = np.array([grid.image for grid in self.grids], np.int64)
         found: Int64Array = images[self.places[slots, 0]]
         return found
-
-    def _count_by_image(self, slots: Int64Array) -> tuple[int, ...]:
-        return _counts(self._image_of(slots), self.num_images) if slots.size else (0,) * self.num_images
 
 
 def _counts(images: Int64Array, num_images: int) -> tuple[int, ...]:

@@ -48,3 +48,7 @@ class ProgressBars:
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(step, total=steps, name=name)
         self._bars.update(self._tasks[name], completed=done, description=step)
+
+    def warning(self, line: str) -> None:
+        """Print a line that does not end what is done."""
+        self._console.print(f"edgeprune: {line}", highlight=False, soft_wrap=True)

@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgeprune.bundle import Bundle
+
+# TensorRT takes no tensor that begins elsewhere (IExecutionContext::setTensorAddress).
+ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,18 @@ class Backend(Protocol):
 
     name: str
 
-    def load(self, path: Path) -> Graph:
-        """Open an ONNX graph.
+    def load(self, bundle: Bundle, name: str) -> Graph:
+        """Open a graph of a bundle: its ONNX file, or what was built from it.
 
         Raises:
             BackendError: The backend cannot run it.
         """
 
+    def longest_sequence(self, bundle: Bundle) -> int | None:
+        """Most rows of a prompt with its answer that the graphs take; None where the model alone limits them."""
+
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceTensor:
-        """Uninitialised memory on the device."""
+        """Uninitialised memory on the device, aligned to ``ALIGNMENT`` bytes where the backend needs that."""
 
     def upload(self, array: NDArray[Any]) -> DeviceTensor:
         """A copy of a host array on the device; on a host backend the array itself."""

@@ -3,12 +3,14 @@
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import edgeprune.plugins
 from edgeprune.bundle import sha256_of, writing
 from edgeprune.errors import BundleError, EngineError
 from edgeprune.manifest import MANIFEST_FILE, GraphEntry, ProfileEntry, TensorEntry
+from edgeprune.runtimes.build_options import BuildOptions
 from edgeprune.runtimes.engine_build import BuildPlan, plan_build
 from edgeprune.runtimes.engine_builder import input_range
 from edgeprune.runtimes.engine_profiles import AUTO, ONE
@@ -16,22 +18,13 @@ from edgeprune.runtimes.engine_store import ENGINES_FOLDER
 from edgeprune.runtimes.tensorrt_library import FUSED_OPSET, FUSED_TENSORRT
 
 BUILD_SCRIPT, CHECKSUMS, README = "build.sh", "SHA256SUMS", "README.md"
+# Segments have layers of equal sizes, whose kernels trtexec then times once.
+TIMINGS = "timing.cache"
 BUNDLE_FOLDER, PLUGIN_FOLDER = "bundle", "plugins"
 _SOURCES = ("*.cu", "*.cuh", "*.cpp", "*.h", "*.hpp", "CMakeLists.txt", "*.cmake")
 
 
-def write_kit(
-    bundle: str | Path,
-    output: str | Path,
-    target: str,
-    *,
-    precision: str | None = None,
-    profile_choice: str | Path = AUTO,
-    max_images: int | None = None,
-    max_sequence: int | None = None,
-    workspace: int | None = None,
-    memory_gib: float | None = None,
-) -> int:
+def write_kit(bundle: str | Path, output: str | Path, options: BuildOptions) -> int:
     """Write the kit of a target; arguments as in :func:`edgeprune.runtimes.engine_build.build`.
 
     With the profiles "auto" the device cannot compare two builds by itself, so the kit takes those that need least.
@@ -41,21 +34,15 @@ def write_kit(
 
     Raises:
         EngineError: The folder exists, or the profiles do not fit.
-        TargetError: The target is unknown or lacks the precision.
+        TargetError: The target lacks the bundle's precision.
         BundleError: The bundle is unusable, or the folder cannot be written.
     """
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EngineError(f"{folder} exists and is not empty: choose another folder for the kit")
-    plan = plan_build(
-        bundle,
-        target,
-        precision=precision,
-        profile_choice=ONE if profile_choice == AUTO else profile_choice,
-        max_images=max_images,
-        max_sequence=max_sequence,
-        memory_gib=memory_gib,
-    )
+    if options.profile_choice == AUTO:
+        options = replace(options, profile_choice=ONE)
+    plan = plan_build(bundle, options)
     (by_graph,) = plan.candidates.values()
     with writing(folder) as partial:
         carried = partial / BUNDLE_FOLDER
@@ -65,7 +52,7 @@ def write_kit(
         for source in _plugin_sources():
             _copy(source[0], source[1], partial / PLUGIN_FOLDER)
         script = partial / BUILD_SCRIPT
-        script.write_text(build_script(plan, by_graph, workspace), encoding="utf-8")
+        script.write_text(build_script(plan, by_graph), encoding="utf-8")
         script.chmod(0o755)
         (partial / README).write_text(_readme(plan), encoding="utf-8")
         files = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -94,9 +81,7 @@ def trtexec_arguments(
     return arguments
 
 
-def build_script(
-    plan: BuildPlan, by_graph: Mapping[str, tuple[ProfileEntry, ...]], workspace: int | None
-) -> str:
+def build_script(plan: BuildPlan, by_graph: Mapping[str, tuple[ProfileEntry, ...]]) -> str:
     """The shell script that builds every graph of a plan."""
     lines = [
         "#!/usr/bin/env bash",
@@ -121,7 +106,8 @@ def build_script(
         '        echo "$graph: built before"',
         "        return",
         "    fi",
-        f'    "$TRTEXEC" --onnx="{BUNDLE_FOLDER}/$graph.onnx" --saveEngine="$OUT/$graph.partial" "$@" \\',
+        f'    "$TRTEXEC" --onnx="{BUNDLE_FOLDER}/$graph.onnx" --saveEngine="$OUT/$graph.partial" \\',
+        f'        --timingCacheFile={TIMINGS} "$@" \\',
         '        > "$OUT/$graph.log" 2>&1 || {',
         '        rm -f "$OUT/$graph.partial"',
         '        echo "$graph: trtexec failed, see $OUT/$graph.log" >&2',
@@ -133,7 +119,7 @@ def build_script(
         "",
     ]
     for name, graph in plan.bundle.manifest.graphs.items():
-        arguments = trtexec_arguments(graph, by_graph[name], workspace=workspace)
+        arguments = trtexec_arguments(graph, by_graph[name], workspace=plan.options.workspace_bytes)
         lines.append(" \\\n    ".join([f"build {name}", *(shlex.quote(word) for word in arguments)]))
     lines.append('echo "the engines are in $OUT"')
     return "\n".join(lines) + "\n"
@@ -188,7 +174,8 @@ Engines of TensorRT run on the GPU and the TensorRT that built them, so these ar
    {plan.memory.build / 2**30:.1f} GiB to build; on a board with little memory add swap and close the desktop.
 2. TensorRT {needed} to {target.tensorrt[1]}.x must be installed (on a Jetson it comes with JetPack), with `trtexec`.
 3. Run `./{BUILD_SCRIPT}`. It checks `{CHECKSUMS}`, then builds one engine per graph into
-   `{BUNDLE_FOLDER}/{ENGINES_FOLDER}/{target.name}/`, with a log beside each. It may be interrupted and run again.
+   `{BUNDLE_FOLDER}/{ENGINES_FOLDER}/{target.name}/`, with a log beside each, and keeps what it timed in `{TIMINGS}`. It
+   may be interrupted and run again.
 {opset}
 The engines are {plan.precision}, strongly typed, for prompts of up to {plan.limits.sequence} tokens with
 {plan.limits.images} pictures. The site graphs are standard operators: no plugin is needed.

@@ -8,8 +8,10 @@ from pathlib import Path
 from edgeprune.bundle import Bundle
 from edgeprune.errors import EngineError
 from edgeprune.manifest import EngineEntry, EngineSetEntry, Manifest, ProfileEntry
+from edgeprune.runtimes.build_options import BuildOptions
 from edgeprune.runtimes.engine_builder import BuildProgress, build_engine
-from edgeprune.runtimes.engine_memory import MemoryEstimate, check_buildable, check_fits, estimate
+from edgeprune.runtimes.engine_memory import MemoryEstimate, MemoryModel, check_buildable
+from edgeprune.runtimes.engine_precision import engine_precision
 from edgeprune.runtimes.engine_profiles import (
     AUTO,
     FILE,
@@ -19,12 +21,14 @@ from edgeprune.runtimes.engine_profiles import (
     Limits,
     parse_profile_file,
     profiles,
+    weight_copies,
 )
 from edgeprune.runtimes.engine_store import EngineStore, combined_key, engine_key
+from edgeprune.runtimes.memory_remedies import check_fits
 from edgeprune.runtimes.tensorrt_library import TensorRtLibrary, library_for
-from edgeprune.targets import Target, find_target
+from edgeprune.runtimes.timing_cache import TimingCache, timing_cache_of
+from edgeprune.targets import Target
 
-PRECISION_OF_DTYPE = {"float32": "fp32", "float16": "fp16"}
 # Raised when the same inputs must give other engines.
 _BUILDER_VERSION = 1
 _Profiles = Mapping[str, tuple[ProfileEntry, ...]]
@@ -36,63 +40,40 @@ class BuildPlan:
 
     Attributes:
         bundle: The bundle.
+        options: What was asked for.
         target: The device.
         precision: Of weights and activations.
         limits: The largest prompts.
         candidates: Profiles of every graph by strategy; the first that fits is taken.
         memory: What the last candidate, the one that needs least, needs.
-        device_bytes: Memory of the device, where it differs from the target's.
     """
 
     bundle: Bundle
+    options: BuildOptions
     target: Target
     precision: str
     limits: Limits
     candidates: Mapping[str, _Profiles]
     memory: MemoryEstimate
-    device_bytes: int | None
 
 
-def plan_build(
-    bundle: str | Path,
-    target: str,
-    *,
-    precision: str | None = None,
-    profile_choice: str | Path = AUTO,
-    max_images: int | None = None,
-    max_sequence: int | None = None,
-    memory_gib: float | None = None,
-) -> BuildPlan:
+def plan_build(bundle: str | Path, options: BuildOptions) -> BuildPlan:
     """Check everything that can be checked before building; arguments as in :func:`build`."""
-    device = find_target(target)
-    if precision is not None:
-        device.check_precision(precision)
+    device = options.device
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    precision = _precision(manifest, precision)
-    device.check_precision(precision)
-    limits = Limits.of(manifest, max_images, max_sequence)
-    candidates = _candidates(manifest, limits, profile_choice)
+    precision = engine_precision(manifest, device, options.precision)
+    limits = Limits.of(manifest, options.max_images, options.max_sequence)
+    candidates = _candidates(manifest, limits, options.profile_choice)
     least = list(candidates.values())[-1]
-    need = estimate(manifest, limits, {name: len(entries) for name, entries in least.items()})
-    device_bytes = None if memory_gib is None else int(memory_gib * 2**30)
-    if device_bytes is not None and device_bytes < 1:
-        raise EngineError(f"--memory is {memory_gib}: give the device's memory in GiB")
-    check_fits(need, device, device_bytes)
-    return BuildPlan(opened, device, precision, limits, candidates, need, device_bytes)
+    copies = {name: weight_copies(entries, rtx=device.rtx) for name, entries in least.items()}
+    memory = MemoryModel.of(opened, limits, copies)
+    check_fits(memory, device, options.usable_bytes)
+    return BuildPlan(opened, options, device, precision, limits, candidates, memory.estimate())
 
 
 def build(
-    bundle: str | Path,
-    target: str,
-    *,
-    precision: str | None = None,
-    profile_choice: str | Path = AUTO,
-    max_images: int | None = None,
-    max_sequence: int | None = None,
-    workspace: int | None = None,
-    memory_gib: float | None = None,
-    progress: BuildProgress | None = None,
+    bundle: str | Path, options: BuildOptions, *, progress: BuildProgress | None = None
 ) -> EngineSetEntry:
     """Build the engines of a bundle for a target and put them into it.
 
@@ -100,48 +81,31 @@ def build(
 
     Args:
         bundle: Folder of the bundle.
-        target: Name of the target, see :func:`edgeprune.targets.targets`.
-        precision: Of weights and activations; the bundle's own by default.
-        profile_choice: "auto", "one", "split", or a file of profiles (:mod:`edgeprune.runtimes.engine_profiles`).
-        max_images: Most typical pictures in a prompt.
-        max_sequence: Most rows of a prompt with its answer; the model's context by default.
-        workspace: Most bytes of scratch memory per layer.
-        memory_gib: Memory of the device, where it is another than the target's.
+        options: For whom, and how large.
         progress: Hears what is done; where it raises, building ends and the bundle keeps its old engines.
 
     Raises:
-        TargetError: The target is unknown or lacks the precision.
+        TargetError: The target lacks the bundle's precision.
         EngineError: TensorRT is missing or refuses something, profiles are unusable, or memory is too small.
         BundleError: The bundle is unusable.
     """
-    plan = plan_build(
-        bundle,
-        target,
-        precision=precision,
-        profile_choice=profile_choice,
-        max_images=max_images,
-        max_sequence=max_sequence,
-        memory_gib=memory_gib,
-    )
-    if workspace is not None and workspace < 1:
-        raise EngineError(f"--workspace is {workspace} bytes: give at least one MiB")
+    plan = plan_build(bundle, options)
     library = library_for(plan.target)
     library.check_opset(plan.bundle.manifest.opset)
     check_buildable(plan.memory)
+    timings = timing_cache_of(library, plan.target, _unheard if progress is None else progress.warning)
     store = EngineStore(plan.bundle, plan.target.name)
     before = plan.bundle.manifest.engines.get(plan.target.name)
     keys = {
-        strategy: {name: _key(plan, library, name, entries, workspace) for name, entries in by_graph.items()}
+        strategy: {name: _key(plan, library, name, entries) for name, entries in by_graph.items()}
         for strategy, by_graph in plan.candidates.items()
     }
-    key = combined_key({"engines": keys, "device_bytes": plan.device_bytes})
+    key = combined_key({"engines": keys, "usable_bytes": options.usable_bytes})
     # What was chosen before is chosen again; the other strategy's engines are gone and need not be built for that.
     known = before if before is not None and before.key == key else None
     built = {
         strategy: {
-            name: _engine(
-                plan, store, library, name, by_graph[name], keys[strategy][name], workspace, progress
-            )
+            name: _engine(plan, store, library, name, by_graph[name], keys[strategy][name], timings, progress)
             for name in plan.bundle.manifest.graphs
         }
         for strategy, by_graph in plan.candidates.items()
@@ -167,13 +131,7 @@ def build(
     return engines
 
 
-def _key(
-    plan: BuildPlan,
-    library: TensorRtLibrary,
-    name: str,
-    entries: tuple[ProfileEntry, ...],
-    workspace: int | None,
-) -> str:
+def _key(plan: BuildPlan, library: TensorRtLibrary, name: str, entries: tuple[ProfileEntry, ...]) -> str:
     return engine_key(
         plan.bundle.manifest.graphs[name],
         entries,
@@ -182,7 +140,7 @@ def _key(
         sm=plan.target.sm,
         plugin=None,
         precision=plan.precision,
-        workspace=workspace,
+        workspace=plan.options.workspace_bytes,
         version=_BUILDER_VERSION,
     )
 
@@ -194,7 +152,7 @@ def _engine(
     name: str,
     entries: tuple[ProfileEntry, ...],
     key: str,
-    workspace: int | None,
+    timings: TimingCache | None,
     progress: BuildProgress | None,
 ) -> EngineEntry:
     graph = plan.bundle.manifest.graphs[name]
@@ -213,39 +171,34 @@ def _engine(
     started = time.perf_counter()
     step("parse", 0, 1)
     path = plan.bundle.file(graph.file)
-    engine = build_engine(library, path, graph, entries, sm=plan.target.sm, workspace=workspace, step=step)
+    engine = build_engine(
+        library,
+        path,
+        graph,
+        entries,
+        sm=plan.target.sm,
+        workspace=plan.options.workspace_bytes,
+        timings=timings,
+        step=step,
+    )
     entry = store.add(name, key, engine.data, entries, time.perf_counter() - started)
     if progress is not None:
         progress.graph(label, f"{entry.file.bytes / 1e6:.1f} MB in {entry.seconds:.1f} s", 1, 1)
     return entry
 
 
+def _unheard(line: str) -> None:
+    """Nobody listens."""
+
+
 def _choose(plan: BuildPlan, sizes: Mapping[str, int]) -> str:
     """The first strategy whose engines fit the device beside caches and activations; else the last, the smallest."""
-    device = plan.target
-    usable = device.usable_bytes
-    if plan.device_bytes is not None:
-        usable += plan.device_bytes - device.memory_bytes
+    usable = plan.options.usable_bytes
     beside = plan.memory.run - plan.memory.weights
     for strategy, size in sizes.items():
         if size + beside <= usable:
             return strategy
     return list(sizes)[-1]
-
-
-def _precision(manifest: Manifest, asked: str | None) -> str:
-    own = PRECISION_OF_DTYPE[manifest.dtype]
-    if asked is None or asked == own:
-        return own
-    for dtype, precision in PRECISION_OF_DTYPE.items():
-        if asked == precision:
-            raise EngineError(
-                f"the bundle is {own} and engines are strongly typed: export with --dtype {dtype} for {asked} engines"
-            )
-    raise EngineError(
-        f"the bundle is {own}, and {asked} engines need a bundle quantized to {asked}, which this edgeprune cannot "
-        f"make: build {own}"
-    )
 
 
 def _candidates(manifest: Manifest, limits: Limits, choice: str | Path) -> dict[str, _Profiles]:

@@ -1,5 +1,6 @@
 """ONNX graph → serialized TensorRT engine."""
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,14 @@ from typing import Any, Protocol
 from edgeprune import tensor_names as names
 from edgeprune.errors import EngineError
 from edgeprune.manifest import GraphEntry, ProfileEntry
-from edgeprune.runtimes.tensorrt_library import TensorRtLibrary
+from edgeprune.runtimes.tensorrt_library import TensorRtLibrary, new_log
+from edgeprune.runtimes.timing_cache import TimingCache
 
 # Inputs whose value, not only whose shape, TensorRT has to know before it runs a graph.
 _VALUE_INPUTS = (names.NUM_KEEP,)
 _POLL_SECONDS = 0.1
+_OUT_OF_MEMORY = re.compile("out of memory|bad_alloc|OutOfMemory", re.IGNORECASE)
+_MEMORY_REMEDY = "; close other programs, add swap, or take --profiles one or a lower --max-sequence"
 
 
 class BuildProgress(Protocol):
@@ -21,6 +25,9 @@ class BuildProgress(Protocol):
 
     def graph(self, name: str, step: str, done: int, steps: int) -> None:
         """``done`` of ``steps`` steps of a graph are over; ``step`` is the next or, at the end, the result."""
+
+    def warning(self, line: str) -> None:
+        """Something is not as it should be, and the build goes on."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ def build_engine(
     *,
     sm: int,
     workspace: int | None = None,
+    timings: TimingCache | None = None,
     step: Callable[[str, int, int], None] = lambda _step, _done, _steps: None,
 ) -> BuiltEngine:
     """Build the engine of one graph, strongly typed, with one optimization profile per entry.
@@ -75,13 +83,14 @@ def build_engine(
         profiles: The profiles; they name every dynamic dimension of the graph.
         sm: Compute capability of the GPU.
         workspace: Most bytes of scratch memory that a layer may use; None = TensorRT's own choice.
+        timings: What is known and kept of the time that kernels take.
         step: Hears of every step of TensorRT's; where it raises, the build is cancelled.
 
     Raises:
-        EngineError: TensorRT refuses the graph or a profile.
+        EngineError: TensorRT refuses the graph or a profile, or memory does not suffice.
     """
     trt = library.module
-    log = _log(trt)
+    log = new_log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(library.network_flags())
     parser = trt.OnnxParser(network, log)
@@ -100,11 +109,18 @@ def build_engine(
         made, shapes = _profile(builder, graph, inputs, profile)
         config.add_optimization_profile(made)
         taken.append(shapes)
-    data = _serialize(trt, builder, network, config, step)
+    measured = None if timings is None else timings.attach(config)
+    try:
+        data = _serialize(trt, builder, network, config, step)
+    except MemoryError:
+        data, log.last = None, "out of memory"
     if data is None:
         raise EngineError(
             f"{library.name} {library.version} builds no engine of {path.name}: {log.last or 'no reason given'}"
+            f"{_MEMORY_REMEDY if _OUT_OF_MEMORY.search(log.last) else ''}"
         )
+    if timings is not None:
+        timings.keep(measured)
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     return BuiltEngine(
         data,
@@ -235,21 +251,6 @@ def _monitor(trt: Any) -> Any:
                 self._position = (self._position[1], self._position[1])
 
     return Monitor()
-
-
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc] # the module is known at run time only
-        """Remembers the last error."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.last = " ".join(message.split())
-
-    return Log()
 
 
 def _parser_message(parser: Any, path: Path, library: TensorRtLibrary) -> str:

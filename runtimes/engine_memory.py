@@ -4,15 +4,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgeprune.bundle import Bundle
 from edgeprune.cost import DecoderShape, LayerRows, kv_cache_bytes, peak_activation_bytes
 from edgeprune.errors import EngineError
 from edgeprune.inspection import BYTES_PER_VALUE
 from edgeprune.manifest import Manifest
 from edgeprune.runtimes.engine_profiles import Limits
-from edgeprune.targets import GIB, Target
+from edgeprune.runtimes.external_weights import external_bytes
+from edgeprune.targets import GIB
 
-# Peak of a build beside the weights of the graph: measured, 2.4 … 4.1 GB for 0.69 GB of weights and two profiles.
-_BUILD_COPIES, _BUILD_BASE = 4, GIB
+# Peak of a build: measured (docs/tensorrt.md), 2.4 GB for 0.69 GB of weights, 4.1 GB where they are stored twice.
+_BUILD_COPIES, _BUILD_BASE = 2.25, GIB
 # What CUDA's context and the runtime's kernels take on the device.
 _CONTEXT = GIB // 4
 # A cache is two buffers that swap roles.
@@ -24,8 +26,8 @@ class MemoryEstimate:
     """Bytes, estimated.
 
     Attributes:
-        weights: Of all engines, each profile's own copy where the strategy makes one.
-        kv_cache: Of a prompt that fills ``Limits.sequence``, nothing pruned.
+        weights: Of all engines.
+        kv_cache: Of a prompt that fills ``Limits.sequence``. Nothing of it is pruned: it may be text.
         activations: Of the decoder and the vision tower at the greatest sizes of the profiles, the larger.
         build: Host memory that the largest engine takes to build.
     """
@@ -41,50 +43,48 @@ class MemoryEstimate:
         return self.weights + self.kv_cache + self.activations + _CONTEXT
 
 
-def estimate(manifest: Manifest, limits: Limits, profiles: Mapping[str, int]) -> MemoryEstimate:
-    """Estimate for engines with ``profiles[graph]`` optimization profiles."""
-    geometry, width = manifest.geometry, BYTES_PER_VALUE[manifest.dtype]
-    sizes = {name: sum(entry.bytes for entry in graph.data) for name, graph in manifest.graphs.items()}
-    shape = DecoderShape.from_geometry(geometry)
-    rows = (LayerRows(limits.sequence, limits.sequence),) * geometry.num_layers
-    tile_rows = geometry.num_patches * geometry.patches_per_token + geometry.vision_class_tokens
-    vision = 2 * (
-        geometry.vision_hidden_size + max(geometry.vision_intermediate_size, geometry.vision_hidden_size)
-    )
-    vision_rows = limits.images * geometry.typical_tiles * tile_rows
-    return MemoryEstimate(
-        weights=sum(size * profiles.get(name, 1) for name, size in sizes.items()),
-        kv_cache=_CACHE_BUFFERS * kv_cache_bytes(shape, [limits.sequence] * geometry.num_layers, width),
-        activations=max(peak_activation_bytes(shape, rows, width), vision_rows * vision * width),
-        build=_BUILD_BASE + _BUILD_COPIES * max(size * profiles.get(name, 1) for name, size in sizes.items()),
-    )
+@dataclass(frozen=True)
+class MemoryModel:
+    """What memory depends on.
 
-
-def check_fits(need: MemoryEstimate, target: Target, memory: int | None = None) -> None:
-    """Refuse what the target cannot hold.
-
-    Args:
-        need: The estimate.
-        target: The device.
-        memory: Its memory in bytes, where it differs from the target's.
-
-    Raises:
-        EngineError: It does not fit; the message says by how much and what would help.
+    Attributes:
+        manifest: Of the bundle.
+        weights: Bytes of weights that each graph reads.
+        copies: How often each graph's engine holds them; once where it is not named.
+        limits: The largest prompts.
+        bytes_per_value: Of caches and activations.
     """
-    usable = target.usable_bytes if memory is None else target.usable_bytes - target.memory_bytes + memory
-    missing = need.run - usable
-    if missing <= 0:
-        return
-    help_ = [
-        "a lower --max-sequence" if need.kv_cache + need.activations > missing // 2 else "",
-        "export with --dtype float16" if need.weights > missing else "",
-        "a smaller model or a larger device",
-    ]
-    raise EngineError(
-        f"engines would need about {_gib(need.run)} to run (weights {_gib(need.weights)}, KV cache "
-        f"{_gib(need.kv_cache)}, activations {_gib(need.activations)}), {target.title} has {_gib(usable)} to give, "
-        f"{_gib(missing)} too little: what helps is {', or '.join(part for part in help_ if part)}"
-    )
+
+    manifest: Manifest
+    weights: Mapping[str, int]
+    copies: Mapping[str, int]
+    limits: Limits
+    bytes_per_value: int
+
+    @classmethod
+    def of(cls, bundle: Bundle, limits: Limits, copies: Mapping[str, int]) -> "MemoryModel":
+        """The model of a bundle whose engines hold their weights ``copies[graph]`` times."""
+        manifest = bundle.manifest
+        weights = {name: external_bytes(bundle.file(graph.file)) for name, graph in manifest.graphs.items()}
+        return cls(manifest, weights, copies, limits, BYTES_PER_VALUE[manifest.dtype])
+
+    def estimate(self) -> MemoryEstimate:
+        """The estimate."""
+        geometry, limits, width = self.manifest.geometry, self.limits, self.bytes_per_value
+        shape = DecoderShape.from_geometry(geometry)
+        rows = (LayerRows(limits.sequence, limits.sequence),) * geometry.num_layers
+        tile_rows = geometry.num_patches * geometry.patches_per_token + geometry.vision_class_tokens
+        vision = 2 * (
+            geometry.vision_hidden_size + max(geometry.vision_intermediate_size, geometry.vision_hidden_size)
+        )
+        vision_rows = limits.images * geometry.typical_tiles * tile_rows
+        engines = [size * self.copies.get(name, 1) for name, size in self.weights.items()]
+        return MemoryEstimate(
+            weights=sum(engines),
+            kv_cache=_CACHE_BUFFERS * kv_cache_bytes(shape, [limits.sequence] * geometry.num_layers, width),
+            activations=max(peak_activation_bytes(shape, rows, width), vision_rows * vision * width),
+            build=_BUILD_BASE + int(_BUILD_COPIES * max(engines)),
+        )
 
 
 def check_buildable(need: MemoryEstimate) -> None:
@@ -96,8 +96,8 @@ def check_buildable(need: MemoryEstimate) -> None:
     available = available_bytes()
     if available is not None and need.build > available:
         raise EngineError(
-            f"building would take about {_gib(need.build)} of memory, {_gib(available)} are free here, "
-            f"{_gib(need.build - available)} too little: close other programs, add swap, take --profiles one, or build "
+            f"building would take about {gib(need.build)} of memory, {gib(available)} are free here, "
+            f"{gib(need.build - available)} too little: close other programs, add swap, take --profiles one, or build "
             "on a larger machine"
         )
 
@@ -114,5 +114,6 @@ def available_bytes() -> int | None:
         return None
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """A number of bytes as text."""
     return f"{size / GIB:.2f} GiB"

@@ -4,11 +4,10 @@ Plain functions of the manifest. A shape outside all profiles is an error when a
 everything that the limits allow:
 
 * ``one``: a single profile per graph.
-* ``split``: decoder segments have a profile for prefill, tuned for the tokens that enter them, and one for decode (one
-  new row). Where calibration measured how many tokens a site keeps, prefill has two: up to the most that was seen, and
-  the rest.
+* ``split``: decoder segments have a profile for prefill, tuned for the tokens that enter them, and one for decode,
+  tuned for one new row. In a calibrated bundle, prefill has a profile for every bucket that calibration chose.
 
-An engine may hold its weights once per profile, so the builder measures both.
+An engine may hold its weights more than once, so the builder measures both.
 """
 
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import tensor_names as names
-from edgeprune.errors import BundleError, EngineError
+from edgeprune.errors import EngineError
 from edgeprune.inspection import TEXT_TOKENS
 from edgeprune.manifest import GraphEntry, Manifest, ProfileEntry, SiteEntry
 
@@ -29,8 +28,11 @@ ONE, SPLIT, AUTO, FILE = "one", "split", "auto", "file"
 STRATEGIES = (AUTO, ONE, SPLIT)
 WHOLE, PREFILL, DECODE = "all", "prefill", "decode"
 DEFAULT_IMAGES = 4
-# Rows that TensorRT is to tune decoding for: a prompt's and half of a short answer's.
+# Rows that TensorRT is to tune decoding for: a prompt's and half of an answer's, which is taken for short.
 _ANSWER_TOKENS = 64
+# TensorRT for RTX stores the weights once for all profiles but one that is fixed to a single row, which gets a copy in
+# another order (measured, docs/tensorrt.md): decoding is tuned for one row and admits two.
+_DECODE_ROWS = 2
 # CLIP's begin and end tokens take two places of a chunk.
 _CHUNK_MARKS = 2
 
@@ -55,13 +57,17 @@ class Limits:
 
     @classmethod
     def of(cls, manifest: Manifest, images: int | None = None, sequence: int | None = None) -> "Limits":
-        """The given limits, the rest from the model.
+        """The given limits, the rest from the calibration or the model.
 
         Raises:
             EngineError: They exceed the model's context, or a picture does not fit.
         """
         geometry = manifest.geometry
-        rows = geometry.context_length if sequence is None else sequence
+        rows = sequence
+        if rows is None:
+            rows = (
+                geometry.context_length if manifest.calibration is None else manifest.calibration.max_sequence
+            )
         if rows > geometry.context_length:
             raise EngineError(
                 f"--max-sequence {rows} exceeds the model's context of {geometry.context_length}"
@@ -97,20 +103,30 @@ def graph_profiles(manifest: Manifest, limits: Limits, strategy: str, name: str)
     is_segment = name in {segment.graph for segment in manifest.segments}
     if strategy == ONE or not is_segment or "past" not in wide:
         return (_entry(WHOLE, wide),)
-    entering = _rows_entering(manifest, limits, name)
-    last = limits.sequence
-    buckets = [entering] if (most := _most_seen(manifest, limits, name)) is None else [entering, most]
+    buckets = _prefill_buckets(manifest, limits, name)
     found = []
     for index, rows in enumerate(buckets):
-        top = last if index == len(buckets) - 1 else min(last, buckets[-1])
-        ranges = {**wide, "sequence": (1, min(rows, top), top), "past": (0, 0, 0)}
+        ranges = {**wide, "sequence": rows, "past": (0, 0, 0)}
         if "probe_rows" in wide:
             ranges["probe_rows"] = (0, 1, 1)
         found.append(_entry(PREFILL if len(buckets) == 1 else f"{PREFILL}{index}", ranges))
-    decode = {**wide, "sequence": (1, 1, 1), "past": (1, *wide["past"][1:])}
+    decode = {**wide, "sequence": (1, 1, min(_DECODE_ROWS, limits.sequence)), "past": (1, *wide["past"][1:])}
     if "probe_rows" in wide:
-        decode["probe_rows"] = (0, 0, 0)
+        # None come; where none can, the projections are fused another way and their weights stored twice.
+        decode["probe_rows"] = (0, 0, 1)
     return (*found, _entry(DECODE, decode))
+
+
+def weight_copies(entries: tuple[ProfileEntry, ...], *, rtx: bool) -> int:
+    """How often an engine with these profiles holds its weights, at the most.
+
+    Args:
+        entries: The profiles.
+        rtx: Whether TensorRT for RTX builds it. Of TensorRT nothing was measured, so every profile counts.
+    """
+    if not rtx:
+        return len(entries)
+    return len({entry.ranges.get("sequence") == (1, 1, 1) for entry in entries})
 
 
 def dynamic_dimensions(graph: GraphEntry) -> tuple[str, ...]:
@@ -122,14 +138,16 @@ def dynamic_dimensions(graph: GraphEntry) -> tuple[str, ...]:
 
 def dimension_ranges(manifest: Manifest, limits: Limits, name: str) -> dict[str, Range]:
     """Range by name of everything that may be dynamic in graph ``name``."""
-    geometry, rows = manifest.geometry, limits.sequence
+    geometry, rows, calibration = manifest.geometry, limits.sequence, manifest.calibration
     per_tile = geometry.num_patches if geometry.tokens_per_tile is None else geometry.tokens_per_tile
     tiles = geometry.typical_tiles
     most_tiles = limits.images * tiles
+    tuned_tiles = tiles if calibration is None else min(calibration.tiles.quantile(0.5), most_tiles)
     entering = _rows_entering(manifest, limits, name)
     site = next((site for site in manifest.sites if site.graph == name), None)
     kept = _kept_rows(manifest, limits, site or next(iter(manifest.sites), None))
-    text, pictures = min(TEXT_TOKENS, rows - 1), limits.images
+    typical_text = TEXT_TOKENS if calibration is None else calibration.text_lengths.quantile(0.5)
+    text, pictures = min(typical_text, rows - 1), limits.images
     inserted = max(0, geometry.typical_tokens - tiles * geometry.num_patches)
     block = geometry.patches_per_token
     # Where pictures keep their size, the most that one, or all of them, may have.
@@ -143,12 +161,13 @@ def dimension_ranges(manifest: Manifest, limits: Limits, name: str) -> dict[str,
     merged = 0 if site is None else site.merged_per_image
     length = 0 if manifest.probe is None else manifest.probe.guide_context_length
     chunks = max(1, math.ceil(rows / (length - _CHUNK_MARKS))) if length > _CHUNK_MARKS else 1
-    decoding = min(rows - 1, entering + _ANSWER_TOKENS)
+    answer = _ANSWER_TOKENS if calibration is None else math.ceil(calibration.generated_lengths.mean / 2)
+    decoding = min(rows - 1, entering + answer)
     return {
-        "tiles": (1, tiles, most_tiles),
+        "tiles": (1, tuned_tiles, most_tiles),
         "patch_rows": (1, per_tile, most_tokens)
         if unbounded
-        else (per_tile, tiles * per_tile, most_tiles * per_tile),
+        else (per_tile, tuned_tiles * per_tile, most_tiles * per_tile),
         "patches": (block, geometry.typical_tokens * block, most_tokens * block),
         "pictures": (1, 1, pictures),
         "longest_picture": (block, geometry.typical_tokens * block, most_tokens * block),
@@ -263,58 +282,48 @@ def _entry(name: str, ranges: Mapping[str, Range]) -> ProfileEntry:
     return ProfileEntry(name, {dim: tuple(sizes) for dim, sizes in ranges.items()})
 
 
+def _prefill_buckets(manifest: Manifest, limits: Limits, name: str) -> list[Range]:
+    """Ranges of the rows that enter a segment in prefill, from 1 to all, one for each profile."""
+    calibration, last = manifest.calibration, limits.sequence
+    if calibration is None or name not in calibration.prefill:
+        return [(1, min(_rows_entering(manifest, limits, name), last), last)]
+    fitting = [bucket for bucket in calibration.prefill[name].buckets if bucket.least <= last]
+    found = [(bucket.least, bucket.tuned, bucket.greatest) for bucket in fitting]
+    # The limits of the build may be other ones than those of the calibration.
+    least, tuned, _ = found[-1]
+    return [*found[:-1], (least, min(tuned, last), last)]
+
+
 def _rows_entering(manifest: Manifest, limits: Limits, name: str) -> int:
     """Rows of a typical prompt that enter a graph: a segment, or the site behind it."""
     graphs = [segment.graph for segment in manifest.segments]
     sites = [site.graph for site in manifest.sites]
     index = graphs.index(name) if name in graphs else sites.index(name) if name in sites else 0
+    if manifest.calibration is not None:
+        return min(limits.sequence, manifest.calibration.sequence_lengths[graphs[index]].quantile(0.5))
     if index:
         return _kept_rows(manifest, limits, manifest.sites[index - 1])
     return _with_text(manifest.geometry.tokens_per_image, limits)
 
 
 def _kept_rows(manifest: Manifest, limits: Limits, until: SiteEntry | None) -> int:
-    """Rows of a typical prompt that leave a site."""
+    """Rows of a typical prompt that leave a site; with None, all."""
     tokens = manifest.geometry.tokens_per_image
-    for site in manifest.sites if until is not None else ():
+    if until is None:
+        return _with_text(tokens, limits)
+    if manifest.calibration is not None:
+        return _rows_entering(manifest, limits, manifest.segments[manifest.sites.index(until) + 1].graph)
+    for site in manifest.sites:
         if site.keep_per_image is not None:
             tokens = min(tokens, site.keep_per_image)
         elif site.keep_share is not None:
             tokens = min(tokens, max(1, int(round(manifest.geometry.typical_tokens * site.keep_share, 6))))
-        elif (mean := _calibrated(manifest, site.graph, "mean")) is not None:
-            tokens = min(tokens, max(1, round(mean)))
         else:
             # It depends on the picture and was not measured: tuned for the half, and all of them fit.
             tokens = max(1, tokens // 2)
         if site is until:
             break
     return _with_text(tokens, limits)
-
-
-def _most_seen(manifest: Manifest, limits: Limits, name: str) -> int | None:
-    """The most rows that calibration saw entering a segment; None where the number is fixed or was not measured."""
-    graphs = [segment.graph for segment in manifest.segments]
-    index = graphs.index(name)
-    if not index:
-        return None
-    site = manifest.sites[index - 1]
-    if site.keep_per_image is not None or site.keep_share is not None:
-        return None
-    most = _calibrated(manifest, site.graph, "max")
-    return None if most is None else _with_text(max(1, math.ceil(most)), limits)
-
-
-def _calibrated(manifest: Manifest, site: str, statistic: str) -> float | None:
-    """A statistic of ``calibration["keep_per_image"][site]``; None without calibration, or without the statistic."""
-    if manifest.calibration is None:
-        return None
-    try:
-        value = manifest.calibration["keep_per_image"].get(site, {}).get(statistic)
-        return None if value is None else float(value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(
-            "the manifest's calibration holds no kept tokens per site: calibrate the bundle again"
-        ) from error
 
 
 def _with_text(tokens: int, limits: Limits) -> int:

@@ -7,7 +7,6 @@ Replacing ``manifest.json`` is the one step that makes them the target's engines
 
 import hashlib
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from edgeprune.manifest import (
     manifest_from_json,
     manifest_to_json,
 )
+from edgeprune.whole_file import write_whole
 
 ENGINES_FOLDER = "engines"
 _KEY_CHARACTERS = 16
@@ -86,10 +86,10 @@ class EngineStore:
         path = self._path(graph, key)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(path, memoryview(data))
+            write_whole(path, memoryview(data))
             onnx = self.bundle.manifest.graphs[graph].file.sha256
             entry = EngineEntry(file_entry(self.bundle.path, path), key, onnx, profiles, round(seconds, 3))
-            _write(_note(path), json.dumps(to_json(entry), indent=1).encode())
+            write_whole(_note(path), json.dumps(to_json(entry), indent=1).encode())
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         return entry
@@ -105,7 +105,7 @@ class EngineStore:
         manifest = manifest_from_json(path)
         manifest = replace(manifest, engines={**manifest.engines, self.target: engines})
         try:
-            _write(path, manifest_to_json(manifest).encode())
+            write_whole(path, manifest_to_json(manifest).encode())
             named = {self.bundle.file(entry.file) for entry in engines.engines.values()}
             for found in self.folder.iterdir():
                 if found not in named and found not in {_note(engine) for engine in named}:
@@ -120,16 +120,6 @@ class EngineStore:
 
 def _note(engine: Path) -> Path:
     return engine.with_suffix(".json")
-
-
-def _write(path: Path, data: Any) -> None:
-    """Write aside and rename."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _unwritable(folder: Path, error: OSError) -> EngineError:

@@ -18,7 +18,7 @@ from edgeprune.runtimes.backend import Backend, DeviceTensor, Graph
 from edgeprune.runtimes.eviction import Eviction
 from edgeprune.runtimes.guide import GuideInputs
 from edgeprune.runtimes.kv_cache import SegmentCache
-from edgeprune.runtimes.layout import SequenceLayout
+from edgeprune.runtimes.layout import PROMPT_INPUTS, SequenceLayout
 from edgeprune.runtimes.pictures import PreparedPictures
 from edgeprune.visual_layout import FeatureRows, VisualLayout
 
@@ -106,6 +106,8 @@ class GraphChain:
         self.dtype = np.dtype(manifest.dtype)
         self._numberings = segment_numberings([site.positions for site in manifest.sites])
         self._axes = AXES[manifest.geometry.positions]
+        read = {entry.name for site in manifest.sites for entry in manifest.graphs[site.graph].inputs}
+        self._prompt_inputs = [name for name in PROMPT_INPUTS if name in read]
         width = manifest.geometry.hidden_size
         # Text alone has no visual tokens; the embedding graph reads one row that no placeholder asks for.
         self._no_visual = {
@@ -168,6 +170,9 @@ class GraphChain:
         state[names.POSITION_IDS] = self.backend.upload(positions)
         state[names.INPUTS_EMBEDS] = state[names.HIDDEN_STATES]
         state[names.PROMPT_SLOTS] = state[names.VISUAL_SLOTS]
+        if tower is not None:
+            for name in self._prompt_inputs:
+                state[name] = self.backend.upload(layout.host_input(name))
         if self.manifest.probe is not None:
             with watch.time("guide"):
                 state.update(self._probe(layout, positions, visual, state, guide))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune import tensor_names as names
-from edgeprune.runtimes.backend import Backend, DeviceTensor, Graph
+from edgeprune.runtimes.backend import ALIGNMENT, Backend, DeviceTensor, Graph
 
 _Namer = Callable[[int], str]
 
@@ -44,10 +44,9 @@ class SegmentCache:
         self.length = 0
         self.capacity = capacity
         self._backend = backend
-        self._heads, self._width = num_kv_heads, head_dim
-        shape = (2 * len(layers), num_kv_heads, capacity, head_dim)
-        self._buffers = [backend.allocate(shape, dtype) for _ in range(2)]
+        self._heads, self._width, self._dtype = num_kv_heads, head_dim, dtype
         self._front = 0
+        self._allocate()
 
     @property
     def nbytes(self) -> int:
@@ -83,10 +82,9 @@ class SegmentCache:
         """
         kept = rows.shape[0]
         past = self.past()
-        capacity = self.capacity - (self.length - kept)
-        shape = (2 * len(self.layers), self._heads, capacity, self._width)
-        buffers = [self._backend.allocate(shape, self._buffers[0].dtype) for _ in range(2)]
-        self.length, self.capacity, self._buffers, self._front = kept, capacity, buffers, 0
+        self.capacity -= self.length - kept
+        self.length = kept
+        self._allocate()
         target = self.past()
         for layer in self.layers:
             key, value = names.past_key(layer), names.past_value(layer)
@@ -95,13 +93,20 @@ class SegmentCache:
                 {names.out(names.CACHED_KEY): target[key], names.out(names.CACHED_VALUE): target[value]},
             )
 
+    def _allocate(self) -> None:
+        """Both buffers; the tensors of a layer begin at aligned addresses."""
+        step = ALIGNMENT // self._dtype.itemsize
+        self._stride = -(-self._heads * self.capacity * self._width // step) * step
+        size = 2 * len(self.layers) * self._stride
+        self._buffers = [self._backend.allocate((size,), self._dtype) for _ in range(2)]
+        self._front = 0
+
     def _tensors(
         self, buffer: DeviceTensor, length: int, key_name: _Namer, value_name: _Namer
     ) -> dict[str, DeviceTensor]:
         shape = (1, self._heads, length, self._width)
-        stride = self._heads * self.capacity * self._width
         tensors: dict[str, DeviceTensor] = {}
         for index, layer in enumerate(self.layers):
-            tensors[key_name(layer)] = buffer.view(shape, 2 * index * stride)
-            tensors[value_name(layer)] = buffer.view(shape, (2 * index + 1) * stride)
+            tensors[key_name(layer)] = buffer.view(shape, 2 * index * self._stride)
+            tensors[value_name(layer)] = buffer.view(shape, (2 * index + 1) * self._stride)
         return tensors

@@ -9,6 +9,9 @@ from edgeprune import tensor_names as names
 from edgeprune.errors import PromptError
 from edgeprune.visual_layout import Int64Array, VisualLayout
 
+# Host inputs that are the same at every depth of the decoder: a prompt uploads them once.
+PROMPT_INPUTS = (names.GRID_IDS, names.PROMPT_TEXT_ROWS, names.VISUAL_PLACES)
+
 
 class SiteCounts(Protocol):
     """The numbers of tokens that a site knows beforehand; a bundle's sites and a method's are such."""

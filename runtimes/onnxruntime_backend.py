@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU, or on an NVIDIA GPU with IO binding."""
+"""ONNX Runtime: on the CPU, or on an NVIDIA GPU with IO binding, by itself or through TensorRT."""
 
 import os
 from collections.abc import Mapping
@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.bundle import Bundle
 from edgeprune.errors import BackendError
 from edgeprune.extras import require
 from edgeprune.runtimes.backend import DeviceTensor, Graph
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_EXTRA = {"cpu": "cpu", "cuda": "gpu"}
+from edgeprune.runtimes.onnxruntime_providers import (
+    check_available,
+    find_provider,
+    first_line,
+    graph_options,
+    rtx_devices,
+)
 
 
 class OnnxRuntimeBackend:
@@ -24,47 +29,67 @@ class OnnxRuntimeBackend:
         """Choose the execution provider.
 
         Args:
-            provider: "cpu" or "cuda".
+            provider: "cpu", "cuda", "tensorrt" or "tensorrt_rtx".
             threads: Threads of an operator; None lets ONNX Runtime use all cores.
 
         Raises:
             BackendError: The provider is unknown or this ONNX Runtime was built without it.
-            MissingExtraError: ONNX Runtime is not installed.
+            MissingExtraError: ONNX Runtime, or the provider's package, is not installed.
         """
-        if provider not in PROVIDERS:
-            raise BackendError(f"provider '{provider}' is unknown, known: {', '.join(PROVIDERS)}")
+        self._provider = find_provider(provider)
         self.name = f"onnxruntime-{provider}"
-        self.device = provider
-        self._ort: Any = require("onnxruntime", extra=_EXTRA[provider], purpose="to run a bundle")
-        available = self._ort.get_available_providers()
-        if PROVIDERS[provider] not in available:
-            raise BackendError(
-                f"this onnxruntime has no {PROVIDERS[provider]} (it has {', '.join(available)}): "
-                "pip uninstall onnxruntime, then pip install 'edgeprune[gpu]'"
-            )
+        self.device = self._provider.device
+        self._ort: Any = require("onnxruntime", extra=self._provider.extra, purpose="to run a bundle")
+        check_available(self._ort, self._provider)
         self._threads = threads
 
-    def load(self, path: Path) -> Graph:
-        """Open a graph."""
+    def load(self, bundle: Bundle, name: str) -> Graph:
+        """Open the ONNX file of a graph."""
+        options = graph_options(self._provider, bundle, name)
+        return self.open(bundle.file(bundle.manifest.graphs[name].file), options)
+
+    def longest_sequence(self, bundle: Bundle) -> int | None:  # noqa: ARG002 - of every bundle the same
+        """ONNX Runtime takes any size; what its providers build covers the whole context."""
+        return None
+
+    def open(self, path: Path, provider_options: Mapping[str, str] | None = None) -> Graph:
+        """Open an ONNX file.
+
+        Args:
+            path: The file.
+            provider_options: What the provider is told of it.
+
+        Raises:
+            BackendError: ONNX Runtime cannot run it.
+        """
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         # A chain of sessions shares the cores: threads that spin after a run slow the next graph by a third.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        providers = [PROVIDERS[self.device]]
-        if self.device != "cpu":
-            providers.append(PROVIDERS["cpu"])
+        told = dict(provider_options or {})
         try:
-            session = self._ort.InferenceSession(os.fspath(path), options, providers=providers)
+            for key in ("trt_engine_cache_path", "nv_runtime_cache_path"):
+                if key in told:
+                    Path(told[key]).mkdir(parents=True, exist_ok=True)
+            session = self._session(os.fspath(path), options, told)
         except Exception as error:
-            raise BackendError(f"ONNX Runtime cannot open {path.name} ({_first_line(error)})") from error
-        if session.get_providers()[0] != PROVIDERS[self.device]:
+            raise BackendError(f"ONNX Runtime cannot open {path.name} ({first_line(error)})") from error
+        if session.get_providers()[0] != self._provider.title:
             raise BackendError(
-                f"ONNX Runtime fell back from {PROVIDERS[self.device]} to {session.get_providers()[0]}: "
+                f"ONNX Runtime fell back from {self._provider.title} to {session.get_providers()[0]}: "
                 "check the driver, CUDA and cuDNN with edgeprune doctor, or run with --provider cpu"
             )
         return _OnnxRuntimeGraph(self, session, path.name)
+
+    def _session(self, path: str, options: Any, told: dict[str, str]) -> Any:
+        if self._provider.name == "tensorrt_rtx":
+            # A provider of another package is chosen by its devices.
+            options.add_provider_for_devices(rtx_devices(self._ort)[:1], told)
+            return self._ort.InferenceSession(path, options)
+        providers = [(self._provider.title, told), *self._provider.after]
+        return self._ort.InferenceSession(path, options, providers=providers)
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceTensor:
         """Uninitialised memory; at least one element, because a null pointer is no tensor."""
@@ -125,7 +150,7 @@ class _OnnxRuntimeGraph:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed in {self._name} ({_first_line(error)})") from error
+            raise BackendError(f"ONNX Runtime failed in {self._name} ({first_line(error)})") from error
         produced: dict[str, DeviceTensor] = {}
         for name, value in zip(self._outputs, binding.get_outputs(), strict=True):
             bound = outputs.get(name)
@@ -141,7 +166,3 @@ def _numpy_dtype(ort_type: str) -> np.dtype[Any]:
     """The dtype of ONNX Runtime's type name, such as "tensor(float16)"."""
     name = ort_type.removeprefix("tensor(").removesuffix(")")
     return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -131,11 +131,20 @@ class PromptEncoder:
 
     Attributes:
         format: How the model wants to be asked.
+        built_for: Most tokens, of prompt and answer together, that the graphs were built for; None = no limit but the
+            model's.
         tokenizer: The bundle's tokenizer, without truncation and padding.
     """
 
-    def __init__(self, format: PromptFormat, tokenizer_json_path: str | Path) -> None:  # noqa: A002 - its name
+    def __init__(
+        self,
+        format: PromptFormat,  # noqa: A002 - its name
+        tokenizer_json_path: str | Path,
+        *,
+        built_for: int | None = None,
+    ) -> None:
         self.format = format
+        self.built_for = built_for
         self.tokenizer = _read_tokenizer(Path(tokenizer_json_path))
         if self.tokenizer.token_to_id(format.image_token) != format.image_token_id:
             raise BundleError(
@@ -250,12 +259,16 @@ class PromptEncoder:
             raise PromptError("the prompt is empty: write a question about the picture")
         if num_visual and encoded.num_text_rows_after_last_image == 0:
             raise PromptError("the prompt ends with a picture: put the question after the last picture")
-        excess = num_rows + max_new_tokens - self.format.context_length
+        limit, of_whom, remedy = self.format.context_length, "the context of", ""
+        if self.built_for is not None and self.built_for < limit:
+            limit, of_whom = self.built_for, "what the engines were built for,"
+            remedy = ", or build with a larger --max-sequence"
+        excess = num_rows + max_new_tokens - limit
         if excess > 0:
             raise PromptError(
                 f"the prompt's {num_rows} tokens ({num_visual} of them visual) and {max_new_tokens} new ones "
-                f"exceed the context of {self.format.context_length} by {excess}: shorten the text, "
-                "give fewer pictures or lower max_new_tokens"
+                f"exceed {of_whom} {limit} by {excess}: shorten the text, give fewer pictures or lower "
+                f"max_new_tokens{remedy}"
             )
 
 

@@ -19,6 +19,7 @@ from edgeprune.runtimes.preprocessing import PictureSource, read_picture
 from edgeprune.runtimes.preprocessing_kinds import preprocessing_from_json
 from edgeprune.runtimes.prompt import EncodedPrompt, PromptEncoder, PromptFormat
 from edgeprune.runtimes.sampling import SamplingOptions, StopMatcher, TokenSampler
+from edgeprune.runtimes.tensorrt_backend import TensorRtBackend
 
 
 class Session:
@@ -42,13 +43,17 @@ class Session:
         self.bundle = bundle
         self.backend = backend
         self.preprocessing = preprocessing_from_json(manifest.preprocessing)
-        self.prompts = PromptEncoder(PromptFormat.from_json(manifest.prompt), bundle.file(manifest.tokenizer))
+        self.prompts = PromptEncoder(
+            PromptFormat.from_json(manifest.prompt),
+            bundle.file(manifest.tokenizer),
+            built_for=backend.longest_sequence(bundle),
+        )
         self._guide: GuideEncoder | None = None
         if manifest.probe is not None and manifest.probe.guide_tokenizer is not None:
             self._guide = GuideEncoder(
                 bundle.file(manifest.probe.guide_tokenizer), manifest.probe.guide_context_length
             )
-        graphs = {name: backend.load(bundle.file(entry.file)) for name, entry in manifest.graphs.items()}
+        graphs = {name: backend.load(bundle, name) for name in manifest.graphs}
         self._chain: GraphChain | None = GraphChain(manifest, backend, graphs)
 
     def __enter__(self) -> "Session":
@@ -188,22 +193,36 @@ class Session:
         return encoded, self._guide.encode(encoded.tail_text, encoded.tail_offsets)
 
 
+BACKENDS = ("onnxruntime", "tensorrt")
+
+
 def open_session(
-    bundle: str | Path, *, backend: str = "onnxruntime", provider: str = "cpu", threads: int | None = None
+    bundle: str | Path,
+    *,
+    backend: str = "onnxruntime",
+    provider: str | None = None,
+    threads: int | None = None,
 ) -> Session:
     """Open a bundle to answer questions.
 
     Args:
         bundle: The folder.
-        backend: "onnxruntime".
-        provider: "cpu" or "cuda".
-        threads: Threads of an operator; None lets the backend choose.
+        backend: "onnxruntime", or "tensorrt" for the engines that were built into the bundle.
+        provider: Of ONNX Runtime: "cpu", "cuda", "tensorrt" or "tensorrt_rtx"; None is "cpu".
+        threads: Threads of an operator of ONNX Runtime; None lets it choose.
 
     Raises:
         BundleError: No bundle, or a file is missing or changed.
         BackendError: The backend cannot run here.
     """
-    if backend != "onnxruntime":
-        raise BackendError(f"backend '{backend}' is unknown, known: onnxruntime")
+    if backend not in BACKENDS:
+        raise BackendError(f"backend '{backend}' is unknown, known: {', '.join(BACKENDS)}")
     opened = Bundle.open(bundle)
-    return Session(opened, OnnxRuntimeBackend(provider, threads))
+    if backend == "onnxruntime":
+        return Session(opened, OnnxRuntimeBackend(provider or "cpu", threads))
+    for option, value in (("provider", provider), ("threads", threads)):
+        if value is not None:
+            raise BackendError(
+                f"--{option} is of ONNX Runtime: leave it away, or run with --backend onnxruntime"
+            )
+    return Session(opened, TensorRtBackend())

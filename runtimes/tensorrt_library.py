@@ -4,7 +4,7 @@ import importlib
 import platform
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from edgeprune.errors import EngineError
 from edgeprune.targets import Target
@@ -90,6 +90,52 @@ def library_for(target: Target) -> TensorRtLibrary:
     raise EngineError(
         f"engines for {target.title} are built on the device, where JetPack has TensorRT, not here: {_KIT}"
     )
+
+
+def installed_libraries() -> dict[str, TensorRtLibrary]:
+    """Every TensorRT that can be imported here, by name.
+
+    Raises:
+        EngineError: There is none.
+    """
+    found = {name: library for name in (TENSORRT, TENSORRT_RTX) if (library := _imported(name)) is not None}
+    if not found:
+        raise EngineError(
+            "no TensorRT is installed to run engines: pip install 'edgeprune[rtx]' for an RTX GPU, on a Jetson install "
+            "TensorRT from JetPack"
+        )
+    return found
+
+
+class TensorRtLog(Protocol):
+    """TensorRT's log, reduced to its errors."""
+
+    first: str
+    last: str
+
+    def clear(self) -> None:
+        """Forget them."""
+
+
+def new_log(trt: Any) -> Any:
+    """A log for a module; also a :class:`TensorRtLog`."""
+
+    class Log(trt.ILogger):  # type: ignore[misc] # the module is known at run time only
+        """Remembers the first error since it was cleared, and the last."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.clear()
+
+        def clear(self) -> None:
+            self.first = self.last = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.last = " ".join(message.split())
+                self.first = self.first or self.last
+
+    return Log()
 
 
 def _imported(name: str) -> TensorRtLibrary | None:

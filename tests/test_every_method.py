@@ -66,7 +66,7 @@ def test_bundle_keeps_what_torch_keeps(name, llava_folder, tmp_path):
     model = load_checkpoint(folder, dtype=torch.float32)
     backend = OnnxRuntimeBackend("cpu", 1)
     opened = Bundle.open(bundle.path)
-    graphs = {graph: backend.load(opened.file(e.file)) for graph, e in opened.manifest.graphs.items()}
+    graphs = {graph: backend.load(opened, graph) for graph in opened.manifest.graphs}
     chain = GraphChain(opened.manifest, backend, graphs)
     guide: GuideInputs | None = None
     kept, pruned = set(), 0

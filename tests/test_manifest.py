@@ -3,6 +3,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from calibrations import calibration_of
 from tiny_manifest import write_files
 
 from edgeprune.errors import BundleError
@@ -42,7 +43,7 @@ def refuse(path, data, match):
 def test_round_trip(manifest, tmp_path):
     assert manifest_from_json(tmp_path / MANIFEST_FILE) == manifest
     other = replace(
-        manifest, calibration={"sites": [1, 2.5, "ü"]}, engines={"orin": engine_set()}, probe=None
+        manifest, calibration=calibration_of(manifest, [[3, 5]]), engines={"orin": engine_set()}, probe=None
     )
     (tmp_path / "other.json").write_text(manifest_to_json(other), encoding="utf-8")
     assert manifest_from_json(tmp_path / "other.json") == other

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from edgeprune.bundle import Bundle
 from edgeprune.cli import main
 from edgeprune.errors import EngineError
+from edgeprune.runtimes.build_options import BuildOptions
 from edgeprune.runtimes.device_kit import trtexec_arguments, write_kit
 from edgeprune.runtimes.engine_builder import input_range
 from edgeprune.runtimes.engine_profiles import SPLIT, Limits, profiles
@@ -20,7 +21,7 @@ from edgeprune.runtimes.engine_profiles import SPLIT, Limits, profiles
 def kit(combined_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kit of AdaptPrune and PyramidDrop for an Orin Nano."""
     folder = tmp_path_factory.mktemp("kit") / "kit"
-    write_kit(combined_bundle, folder, "orin-nano-8", profile_choice=SPLIT, workspace=64 * 2**20)
+    write_kit(combined_bundle, folder, BuildOptions("orin-nano-8", profile_choice=SPLIT, workspace_mib=64))
     return folder
 
 
@@ -50,6 +51,7 @@ def test_every_graph_is_built_with_the_shapes_of_its_profiles(kit):
         words[1]: words[2:] for words in map(shlex.split, re.findall(r"^build \w.*$", script, re.MULTILINE))
     }
     assert set(lines) == set(manifest.graphs)
+    assert "--timingCacheFile=timing.cache" in script
     for name, entries in profiles(manifest, Limits.of(manifest), SPLIT).items():
         words = lines[name]
         assert words[:3] == ["--stronglyTyped", "--skipInference", "--memPoolSize=workspace:64M"]
@@ -103,7 +105,7 @@ def test_the_readme_says_what_to_do_and_what_nobody_did(kit):
 
 
 def test_opset_20_needs_no_other_tensorrt(random_bundle, tmp_path):
-    write_kit(random_bundle, tmp_path / "kit", "orin-nx-8")
+    write_kit(random_bundle, tmp_path / "kit", BuildOptions("orin-nx-8"))
     text = (tmp_path / "kit" / "README.md").read_text()
     assert "TensorRT 10.3 to 11.x" in text
     assert "--opset" not in text
@@ -121,5 +123,5 @@ def test_the_command_and_a_folder_that_is_taken(random_bundle, tmp_path):
 
 def test_what_does_not_fit_is_refused(random_bundle, tmp_path):
     with pytest.raises(EngineError, match="too little: what helps is"):
-        write_kit(random_bundle, tmp_path / "kit", "orin-nano-4", memory_gib=1.6)
+        write_kit(random_bundle, tmp_path / "kit", BuildOptions("orin-nano-4", memory_gib=1.6))
     assert not (tmp_path / "kit").exists()

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from calibrations import TEXT, calibration_of
 
 from edgeprune.bundle import Bundle
 from edgeprune.errors import EngineError
@@ -85,7 +86,7 @@ def test_split_separates_prefill_from_decode(atp):
     assert (prefill.name, decode.name) == (PREFILL, DECODE)
     assert prefill.ranges["sequence"] == (1, 36 + TEXT_TOKENS, 512)
     assert prefill.ranges["past"] == (0, 0, 0)
-    assert decode.ranges["sequence"] == (1, 1, 1)
+    assert decode.ranges["sequence"] == (1, 1, 2)
     assert decode.ranges["past"][::2] == (1, 511)
     assert [len(found[name]) for name in ("vision", "site0", "gather")] == [1, 1, 1]
 
@@ -104,18 +105,62 @@ def test_counts_that_depend_on_the_picture_are_taken_for_half(atp):
     assert tuned == [36, 18, 9, 4]
 
 
-def test_calibration_tunes_and_adds_a_profile(atp):
-    counts = {
-        f"site{index}": {"mean": mean, "max": most} for index, (mean, most) in enumerate(((20, 30), (8, 12)))
-    }
-    calibrated = replace(atp, calibration={"keep_per_image": counts})
-    found = profiles(calibrated, Limits.of(atp), SPLIT)["segment1"]
-    assert [entry.name for entry in found] == ["prefill0", "prefill1", "decode"]
-    typical, rest, _ = found
-    assert typical.ranges["sequence"] == (1, 20 + TEXT_TOKENS, 30 + TEXT_TOKENS)
-    assert rest.ranges["sequence"] == (1, 30 + TEXT_TOKENS, 512)
-    # A segment behind a site without statistics has one.
-    assert len(profiles(calibrated, Limits.of(atp), SPLIT)["segment3"]) == 2
+BUCKETS = {"segment1": [(1, 38, 40), (41, 44, 50), (51, 55, 512)], "segment2": [(1, 30, 512)]}
+
+
+@pytest.fixture
+def calibrated(atp: Manifest) -> Manifest:
+    """Three prompts of 36 visual tokens and 20 of text, of which the sites keep 18, 24 and 35; 8, 10 and 10; 2."""
+    kept = [[18, 24, 35], [8, 10, 10], [2, 2, 2]]
+    return replace(atp, calibration=calibration_of(atp, kept, BUCKETS))
+
+
+def test_prefill_has_the_buckets_that_calibration_chose(calibrated):
+    found = profiles(calibrated, Limits.of(calibrated), SPLIT)
+    assert [entry.name for entry in found["segment1"]] == ["prefill0", "prefill1", "prefill2", "decode"]
+    assert [entry.ranges["sequence"] for entry in found["segment1"][:3]] == BUCKETS["segment1"]
+    assert {entry.ranges["past"] for entry in found["segment1"][:3]} == {(0, 0, 0)}
+    assert [entry.name for entry in found["segment2"]] == ["prefill", "decode"]
+    # Without buckets of its own, the calibrated median.
+    assert found["segment3"][0].ranges["sequence"] == (1, 2 + TEXT, 512)
+
+
+def test_everything_else_is_tuned_for_calibrated_medians(calibrated):
+    found = profiles(calibrated, Limits.of(calibrated), SPLIT)
+    assert found["site1"][0].ranges["sequence"] == (1, 24 + TEXT, 512)
+    assert found["site1"][0].ranges["text_rows"][1] == TEXT
+    assert found["gather"][0].ranges["kept"] == (1, 24 + TEXT, 512)
+    # Half of an answer of 7 tokens.
+    assert found["segment1"][-1].ranges["past"] == (1, 24 + TEXT + 4, 511)
+    one = profiles(calibrated, Limits.of(calibrated), ONE)
+    assert one["segment1"][0].ranges["sequence"] == (1, 24 + TEXT, 512)
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (512, BUCKETS["segment1"]),
+        (60, [(1, 38, 40), (41, 44, 50), (51, 55, 60)]),
+        (52, [(1, 38, 40), (41, 44, 50), (51, 52, 52)]),
+        (50, [(1, 38, 40), (41, 44, 50)]),
+        (43, [(1, 38, 40), (41, 43, 43)]),
+        (37, [(1, 37, 37)]),
+    ],
+)
+def test_a_smaller_limit_at_build_shortens_the_buckets(calibrated, most, expected):
+    found = profiles(calibrated, Limits.of(calibrated, 1, most), SPLIT)["segment1"]
+    assert [entry.ranges["sequence"] for entry in found[:-1]] == expected
+    assert found[-1].name == DECODE
+
+
+def test_the_cap_of_a_calibration_is_the_limit_of_a_build(atp):
+    capped = {name: [(1, 38, 40), (41, 44, 100)] for name in ("segment0", "segment1")}
+    calibration = calibration_of(atp, [[18], [8], [2]], capped, max_sequence=100)
+    bundle = replace(atp, calibration=calibration)
+    assert Limits.of(bundle).sequence == 100
+    # A build that wants more gets the last bucket to go on.
+    found = profiles(bundle, Limits.of(bundle, sequence=300), SPLIT)["segment1"]
+    assert found[1].ranges["sequence"] == (41, 44, 300)
 
 
 def test_limits_bound_sequence_and_pictures(atp):

@@ -100,7 +100,7 @@ def pair(request, tmp_path_factory):
     folder = pruned_checkpoint(request.param, tmp_path_factory.mktemp("internvl") / "checkpoint")
     bundle = Bundle.open(export(folder, folder.parent / "bundle", images=PICTURES[:2]).path)
     backend = OnnxRuntimeBackend("cpu", 1)
-    graphs = {name: backend.load(bundle.file(entry.file)) for name, entry in bundle.manifest.graphs.items()}
+    graphs = {name: backend.load(bundle, name) for name in bundle.manifest.graphs}
     with open_session(bundle.path, threads=1) as session:
         model = load_checkpoint(folder, dtype=torch.float32)
         yield Pair(request.param, session, model, GraphChain(bundle.manifest, backend, graphs))

@@ -68,8 +68,17 @@ def test_capacity(backend):
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2)])
 def test_memory(backend, dtype, size):
-    # Two buffers, two layers, keys and values.
-    assert new_cache(backend, dtype=dtype).nbytes == 2 * 2 * 2 * HEADS * CAPACITY * WIDTH * size
+    # Two buffers, two layers, keys and values, each of whole blocks of 256 bytes.
+    rows = HEADS * CAPACITY * WIDTH * size
+    assert new_cache(backend, dtype=dtype).nbytes == 2 * 2 * 2 * (rows + -rows % 256)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_tensors_begin_at_multiples_of_256_bytes(backend, dtype):
+    """TensorRT takes no others."""
+    cache = new_cache(backend, layers=(0, 1, 2), dtype=dtype)
+    addresses = [tensor.address for tensor in cache.past().values()]
+    assert {address % 256 for address in addresses} == {addresses[0] % 256}
 
 
 def test_segment_without_attention(backend):

@@ -106,7 +106,7 @@ def opened(request, plain_folder, tmp_path_factory) -> Iterator[Opened]:
         guide = GuideEncoder(bundle.file(probe.guide_tokenizer), probe.guide_context_length)
     with open_session(bundle.path, threads=1) as session:
         backend = session.backend
-        graphs = {name: backend.load(bundle.file(e.file)) for name, e in bundle.manifest.graphs.items()}
+        graphs = {name: backend.load(bundle, name) for name in bundle.manifest.graphs}
         chain = GraphChain(bundle.manifest, backend, graphs)
         yield Opened(request.param, folder, session, load_checkpoint(folder, clip=clip), chain, guide)
 

@@ -37,7 +37,9 @@ def save_sum(folder: Path, dtype: str = "float32") -> Path:
 
 
 def test_unknown_provider():
-    with pytest.raises(BackendError, match="provider 'rocm' is unknown, known: cpu, cuda"):
+    with pytest.raises(
+        BackendError, match="provider 'rocm' is unknown, known: cpu, cuda, tensorrt, tensorrt_rtx"
+    ):
         OnnxRuntimeBackend("rocm")
 
 
@@ -54,7 +56,7 @@ def test_cuda_is_not_in_this_onnxruntime(atp_bundle):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("rows", [3, 1, 0])
 def test_run(backend, tmp_path, dtype, rows):
-    graph = backend.load(save_sum(tmp_path, dtype))
+    graph = backend.open(save_sum(tmp_path, dtype))
     left = np.arange(2 * rows).reshape(rows, 2).astype(dtype)
     inputs = {"left": backend.upload(left), "right": backend.upload(left + 1)}
     outputs = graph.run(inputs, {})
@@ -67,7 +69,7 @@ def test_run(backend, tmp_path, dtype, rows):
 
 
 def test_bound_output_is_written_in_place(backend, tmp_path):
-    graph = backend.load(save_sum(tmp_path))
+    graph = backend.open(save_sum(tmp_path))
     ones = backend.upload(np.ones((2, 2), np.float32))
     memory = backend.upload(np.zeros(12, np.float32))
     place = memory.view((2, 2), offset=4)
@@ -79,7 +81,7 @@ def test_bound_output_is_written_in_place(backend, tmp_path):
 
 
 def test_bound_output_of_the_wrong_size(backend, tmp_path):
-    graph = backend.load(save_sum(tmp_path))
+    graph = backend.open(save_sum(tmp_path))
     ones = backend.upload(np.ones((2, 2), np.float32))
     with pytest.raises(BackendError, match=r"ONNX Runtime failed in sum\.onnx") as caught:
         graph.run({"left": ones, "right": ones}, {"total": backend.allocate((3, 2), np.dtype("float32"))})
@@ -87,7 +89,7 @@ def test_bound_output_of_the_wrong_size(backend, tmp_path):
 
 
 def test_inputs_that_do_not_fit(backend, tmp_path):
-    graph = backend.load(save_sum(tmp_path))
+    graph = backend.open(save_sum(tmp_path))
     with pytest.raises(BackendError, match=r"failed in sum\.onnx"):
         graph.run(
             {
@@ -99,7 +101,7 @@ def test_inputs_that_do_not_fit(backend, tmp_path):
 
 
 def test_inputs_that_the_graph_does_not_read_are_ignored(backend, tmp_path):
-    graph = backend.load(save_sum(tmp_path))
+    graph = backend.open(save_sum(tmp_path))
     ones = backend.upload(np.ones((1, 2), np.float32))
     assert float(backend.download(graph.run({"left": ones, "right": ones, "other": ones}, {})["sum"])) == 4
 
@@ -112,7 +114,7 @@ def test_graphs_that_cannot_be_opened(backend, tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(BackendError, match=r"cannot open graph\.onnx") as caught:
-        backend.load(path)
+        backend.open(path)
     assert "\n" not in str(caught.value)
 
 

@@ -142,7 +142,7 @@ def test_logits_are_those_of_the_reference(pair, sizes):
     images = images_of(sizes)
     ids, pictures = pair.ids(images, QUESTION), pair.prepared(images)
     bundle, backend = pair.session.bundle, pair.session.backend
-    graphs = {name: backend.load(bundle.file(entry.file)) for name, entry in bundle.manifest.graphs.items()}
+    graphs = {name: backend.load(bundle, name) for name in bundle.manifest.graphs}
     chain, watch = GraphChain(bundle.manifest, backend, graphs), Stopwatch()
     tower = chain.encode_pictures(pictures, watch) if images else None
     logits, sequence = chain.prefill(ids, tower, None, 6, watch)

@@ -79,7 +79,7 @@ class Pair:
 
     def chain(self) -> GraphChain:
         bundle, backend = self.session.bundle, self.session.backend
-        graphs = {name: backend.load(bundle.file(e.file)) for name, e in bundle.manifest.graphs.items()}
+        graphs = {name: backend.load(bundle, name) for name in bundle.manifest.graphs}
         return GraphChain(bundle.manifest, backend, graphs)
 
 
