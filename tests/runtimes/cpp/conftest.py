@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from edgeprune.errors import BackendError
 from edgeprune.runtimes.cpp.build import CppLibrary, build, fetch, find_onnxruntime
@@ -76,7 +75,8 @@ class Programs:
         text = "\n".join(map(json.dumps, requests))
         ran = self.run(self.built.folder / "tests" / program, *arguments, text=text)
         assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]
-        lines = ran.stdout.splitlines()
+        # Not splitlines(): it breaks at Unicode's separators, too.
+        lines = ran.stdout.rstrip("\n").split("\n")
         assert len(lines) == len(requests)
         return [json.loads(line) for line in lines]
 
@@ -100,9 +100,3 @@ def cpp() -> Programs:
 def has_jpeg(cpp: Programs) -> bool:
     """Whether the library was built with libjpeg."""
     return "JPEG_INCLUDE_DIR:PATH=/" in (cpp.built.folder / "CMakeCache.txt").read_text()
-
-
-def save(picture: Image.Image, path: Path) -> str:
-    """A picture as PNG; returns the path."""
-    picture.save(path)
-    return str(path)

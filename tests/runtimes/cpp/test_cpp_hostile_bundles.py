@@ -1,5 +1,6 @@
 """A bundle that is cut, changed or made to do harm is refused with an error of its own, never with a crash."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edgeprune import manifest
 from edgeprune.bundle import Bundle
 from edgeprune.errors import EdgepruneError
 from edgeprune.manifest import MANIFEST_FILE
@@ -187,3 +189,12 @@ def test_graphs_that_are_none_are_refused(cpp, copy):
         graph = json.loads((copy / MANIFEST_FILE).read_text())["graphs"]["segment0"]["file"]["path"]
         found = refusal(cpp, with_file(copy, graph, content))
         assert "ONNX Runtime cannot open" in found["error"]
+
+
+def test_the_reader_knows_every_field_of_the_manifest():
+    entries = ("Manifest", "FileEntry", "TensorEntry", "GraphEntry", "GeometryEntry", "SegmentEntry", "SiteEntry")
+    kinds = [getattr(manifest, name) for name in (*entries, "ProbeEntry", "RateEntry")]
+    source = (Path(__file__).resolve().parents[3] / "runtimes/cpp/src/bundle/manifest.cpp").read_text()
+    for kind in kinds:
+        for field in dataclasses.fields(kind):
+            assert f'"{field.name}"' in source, f"manifest.cpp does not read {kind.__name__}.{field.name}"

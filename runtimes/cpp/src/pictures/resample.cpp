@@ -180,6 +180,12 @@ Picture resized(const Picture& picture, int64_t width, int64_t height, Resamplin
   if (width == picture.width && height == picture.height) return picture;
   if (resampling == Resampling::nearest) return nearest(picture, width, height);
   const Filter filter = filter_of(resampling);
+  // Pillow, from 13 on, begins with the height where that shrinks by much more (python-pillow/Pillow #9549); the order
+  // shows in the 8 bits between the passes.
+  if (height < picture.height && picture.height - height > 2 * (picture.width - width)) {
+    const Picture lower = down(picture, height, filter);
+    return width == picture.width ? lower : across(lower, width, filter);
+  }
   Picture result = width == picture.width ? picture : across(picture, width, filter);
   return height == picture.height ? result : down(result, height, filter);
 }

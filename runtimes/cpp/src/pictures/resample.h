@@ -1,4 +1,4 @@
-// Resizing as Pillow does it: a separable filter, its weights in fixed point, 8 bits between the passes.
+// Resizing as Pillow 13 does it: a separable filter, its weights in fixed point, 8 bits between the passes.
 #pragma once
 
 #include <optional>
