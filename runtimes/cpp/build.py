@@ -137,7 +137,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("out/cpp"), help="build folder")
     parser.add_argument("--sanitize", action="store_true", help="with sanitizers")
     parser.add_argument("--tests", action="store_true", help="the tests, too")
-    parser.add_argument("--fetch-only", action="store_true", help="fetch the header-only libraries, build nothing")
+    parser.add_argument(
+        "--fetch-only", action="store_true", help="fetch the header-only libraries, build nothing"
+    )
     arguments = parser.parse_args()
     try:
         if arguments.fetch_only:

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -77,6 +78,8 @@ edgeprune_status guarded(Body body) {
     return failed(status_of(error.kind()), error.what());
   } catch (const std::bad_alloc&) {
     return failed(EDGEPRUNE_ERROR_MEMORY, "no memory is left: lower max_new_tokens, give smaller or fewer pictures");
+  } catch (const std::length_error&) {
+    return failed(EDGEPRUNE_ERROR_MEMORY, "a tensor would be larger than any memory: export the bundle again");
   } catch (const std::exception& error) {
     return failed(EDGEPRUNE_ERROR_INTERNAL, error.what());
   } catch (...) {

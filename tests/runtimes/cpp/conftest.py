@@ -44,7 +44,9 @@ class Programs:
 
     built: CppLibrary
 
-    def run(self, program: str | Path, *arguments: object, text: str = "") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, program: str | Path, *arguments: object, text: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         """Run a program with ONNX Runtime's library in sight."""
         environment = os.environ | {"EDGEPRUNE_ONNXRUNTIME": str(find_onnxruntime())}
         # ONNX Runtime keeps what it allocates once: only our own leaks count.

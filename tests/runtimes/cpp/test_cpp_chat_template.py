@@ -8,11 +8,16 @@ import tiny_qwen
 from edgeprune.runtimes.chat_template import ChatTemplate
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
-CHATML = """{% set image_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system
+CHATML = """\
+{% set image_count = namespace(value=0) %}{% for message in messages %}
+{% if loop.first and message['role'] != 'system' %}<|im_start|>system
 You are a helpful assistant.<|im_end|>
 {% endif %}<|im_start|>{{ message['role'] }}
 {% if message['content'] is string %}{{ message['content'] }}<|im_end|>
-{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in content %}{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}<image>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>
+{% else %}{% for content in message['content'] %}
+{% if content['type'] == 'image' or 'image' in content %}{% set image_count.value = image_count.value + 1 %}
+{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}<image>
+{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>
 {% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 TEMPLATES = {
@@ -32,7 +37,9 @@ def test_templates_render_as_jinja_renders_them(cpp, name):
     requests, expected = [], []
     for prompt in PROMPTS:
         for images in (0, 1, 3):
-            requests.append({"template": TEMPLATES[name], "images": images, "prompt": prompt, "special": SPECIAL})
+            requests.append(
+                {"template": TEMPLATES[name], "images": images, "prompt": prompt, "special": SPECIAL}
+            )
             content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
             expected.append(ours.render(content, SPECIAL))
     assert cpp.parts("render", requests) == expected

@@ -12,7 +12,12 @@ from edgeprune.runtimes.preprocessing import RESAMPLING, read_picture, rgb_pictu
 from edgeprune.runtimes.preprocessing_kinds import preprocessing_from_json
 
 RNG = np.random.default_rng(0)
-PIXELS = {"rescale_factor": 1 / 255, "mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "convert_rgb": True}
+PIXELS = {
+    "rescale_factor": 1 / 255,
+    "mean": [0.48, 0.46, 0.41],
+    "std": [0.27, 0.26, 0.28],
+    "convert_rgb": True,
+}
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -33,7 +38,19 @@ def test_resized_pixels_are_pillows(cpp, resample, tmp_path):
     original = picture(61, 43)
     path = tmp_path / "picture.png"
     original.save(path)
-    sizes = [(61, 43), (20, 43), (61, 100), (7, 5), (1, 1), (300, 11), (224, 224), (33, 42), (47, 15), (47, 14), (60, 40)]
+    sizes = [
+        (61, 43),
+        (20, 43),
+        (61, 100),
+        (7, 5),
+        (1, 1),
+        (300, 11),
+        (224, 224),
+        (33, 42),
+        (47, 15),
+        (47, 14),
+        (60, 40),
+    ]
     requests = [
         {"path": str(path), "resize": size, "resample": resample, "target": str(tmp_path / str(index))}
         for index, size in enumerate(sizes)
@@ -131,11 +148,16 @@ KINDS = {
     "crop that pads": {"kind": "crop", **CROP, "shortest_edge": 15, "resample": "lanczos"},
     "stretched": {"kind": "crop", **TILE, "resample": "bilinear"},
     "pad": {"kind": "pad", "crop": CROP, "fill": [122, 116, 104]},
-    "anyres": {"kind": "anyres", "tile": TILE, "pinpoints": [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]]},
+    "anyres": {
+        "kind": "anyres",
+        "tile": TILE,
+        "pinpoints": [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]],
+    },
     "tiles": {"kind": "tiles", "tile": TILE, "min_tiles": 1, "max_tiles": 6},
     "three tiles or more": {"kind": "tiles", "tile": TILE, "min_tiles": 3, "max_tiles": 12},
     "patches": PATCHES,
-    "patches without windows": PATCHES | {"window_tokens": 0, "merge_size": 1, "max_pixels": 2048, "min_pixels": 16},
+    "patches without windows": PATCHES
+    | {"window_tokens": 0, "merge_size": 1, "max_pixels": 2048, "min_pixels": 16},
 }
 SIZES = [(60, 40), (37, 61), (7, 5), (24, 24), (2, 90), (200, 13), (96, 96), (25, 49), (331, 17), (1, 1)]
 

@@ -20,8 +20,8 @@ SIZES = [(60, 40), (40, 61), (36, 36), (90, 24)]
 WORDS = [*" ".join(CORPUS).split(), "Größe", "猫", "🙂", "1234", "…", "x" * 40]
 NUM_REQUESTS = 30
 
-# Of the fixtures of conftest.py: a threshold, probe rows with a guide, merged tokens and rows numbered anew, two methods,
-# tokens dropped while the answer is generated, half precision, nothing.
+# Of the fixtures of conftest.py: probe rows with a guide, merged tokens and rows numbered anew, two methods, tokens
+# dropped while the answer is generated, a tower that drops, half precision with a threshold, nothing.
 FIXTURES = ("ivtp", "sparsevlm", "combined", "dyrate", "cdpruner", "tower", "atp_float16", "unpruned")
 
 
@@ -38,7 +38,9 @@ def pictures(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def qwen_bundle(tmp_path_factory) -> Path:
     """Pictures of any size, windows, positions on three axes; a share of each picture twice, then a growing rate."""
-    folder = build_qwen(tmp_path_factory.mktemp("qwen") / "qwen", TinyQwen("qwen2_5_vl", vision_layers=2, seed=9))
+    folder = build_qwen(
+        tmp_path_factory.mktemp("qwen") / "qwen", TinyQwen("qwen2_5_vl", vision_layers=2, seed=9)
+    )
     add_dyrate(folder, layer=3, heads=QWEN2.heads)
     adaptprune = {"method": "adaptprune", "parameters": {"layer": 1, "keep_ratio": 0.7}}
     dyrate = {"method": "dyrate", "parameters": {"layer": 3, "num_rates": 8}}
@@ -72,7 +74,7 @@ def internvl_bundle(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def prumerge_bundle(llava_folder, tmp_path_factory) -> Path:
     """PruMerge, whose number of tokens depends on what the picture shows."""
-    folder = Path(shutil.copytree(llava_folder, tmp_path_factory.mktemp("prumerge") / "checkpoint"))
+    folder = Path(shutil.copytree(llava_folder, tmp_path_factory.mktemp("prumerge") / "prumerge"))
     write_pruning(folder, [{"method": "prumerge", "parameters": {"neighbours": 4}}])
     return export(folder, folder.parent / "bundle").path
 
@@ -204,7 +206,13 @@ def test_the_program_prints_what_edgeprune_run_prints(cpp, atp_bundle, pictures)
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("bundle",), ("bundle", "--prompt"), ("bundle", "--prompt", "?", "--top-k", "x"), ("a", "b", "--prompt", "?")],
+    [
+        (),
+        ("bundle",),
+        ("bundle", "--prompt"),
+        ("bundle", "--prompt", "?", "--top-k", "x"),
+        ("a", "b", "--prompt", "?"),
+    ],
     ids=str,
 )
 def test_the_program_refuses_wrong_arguments(cpp, words):

@@ -1,5 +1,6 @@
 #include "text/chat_template.h"
 
+#include <algorithm>
 #include <ctime>
 #include <nlohmann/json.hpp>
 
@@ -25,6 +26,22 @@ namespace {
 constexpr size_t kLongestTemplate = 64 << 10;
 constexpr size_t kStackBytes = size_t{256} << 20;
 
+// Brackets in brackets inside of tags; parsing takes longer than their number, and recurs.
+constexpr int kDeepestBrackets = 50;
+
+bool is_nested_too_deeply(const std::string& source) {
+  int depth = 0;
+  for (size_t at = 0; at < source.size(); ++at) {
+    const char sign = source[at];
+    const char next = at + 1 < source.size() ? source[at + 1] : '\0';
+    if (sign == '{' && (next == '{' || next == '%' || next == '#')) depth = 0;
+    if (sign == '(' || sign == '[' || sign == '{') ++depth;
+    if (sign == ')' || sign == ']' || sign == '}') depth = std::max(0, depth - 1);
+    if (depth > kDeepestBrackets) return true;
+  }
+  return false;
+}
+
 std::string first_line(const char* message) {
   const std::string text = message;
   return text.substr(0, std::min<size_t>(text.find('\n'), 300));
@@ -48,6 +65,10 @@ struct ChatTemplate::Parsed {
 ChatTemplate::ChatTemplate(const std::string& source) : parsed_(std::make_unique<Parsed>()) {
   if (source.size() > kLongestTemplate) {
     throw BundleError("the chat template is longer than " + std::to_string(kLongestTemplate) + " bytes: export the bundle again");
+  }
+  if (is_nested_too_deeply(source)) {
+    throw BundleError("the chat template has brackets nested deeper than " + std::to_string(kDeepestBrackets) +
+                      ": export the bundle again");
   }
   std::string failure;
   on_deep_stack(kStackBytes, [&] {
