@@ -16,7 +16,8 @@ SHAPES = Path(__file__).resolve().parents[3] / "examples" / "shapes"
 NUM_TEXTS = 1000
 TEXT = (
     "which letter is in the green diamond? How many BÜCHER Größe don't WE'LL 'ſ I'm 1234 12½ ٣ … ÀÉ x_y a-b (c) "
-    "图片里有什么 猫 🙂🙃 👩\u200d👩\u200d👧 한국어 हिन्दी עברית İstanbul ﬁ e\u0301 A\u030a\u1100\u1161\u11a8 a\u0316\u0315b "
+    "图片里有什么 猫 🙂🙃 👩\u200d👩\u200d👧 한국어 हिन्दी "
+    "עברית İstanbul ﬁ e\u0301 A\u030a\u1100\u1161\u11a8 a\u0316\u0315b "
     "<image> <s> </s> <|startoftext|> <|im_end|> <0x0A> ▁ Ġ \u200b\u3000 https://a.b/c?d=e&f"
 )
 WORDS = TEXT.split(" ")
