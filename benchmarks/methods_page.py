@@ -9,7 +9,6 @@ table and a plot go into that folder as results.md and results.png.
 """
 
 import argparse
-import shutil
 import statistics
 import subprocess
 import sys
@@ -42,8 +41,6 @@ from edgeprune.prune.vtw import Vtw
 
 SHARES = (0.5, 0.25, 0.1)
 LAYERS = (1, 4, 8)
-# Tokens that ATP's sites leave when training begins; their average over the layers is the budget.
-ATP_START = {0.5: (112, 80, 16), 0.25: (56, 24, 2), 0.1: (6, 2, 1)}
 # CLIP's layers after whose attention EViT drops tokens, 3, 6 and 9 of 12, scaled to the example's tower.
 EVIT_LAYERS = (1, 2, 3)
 
@@ -148,17 +145,14 @@ CANDIDATES: dict[str, Callable[[ModelGeometry], Iterable[PruningMethod]]] = {
 METHODS = ("ATP", *CANDIDATES)
 
 
-def atp_checkpoint(share: float, geometry: ModelGeometry, output: Path) -> Path:
-    """The example with ATP's heads trained for a budget."""
+def atp_checkpoint(share: float, output: Path) -> Path:
+    """The example with ATP's heads fitted to a budget."""
     folder = output / f"checkpoint-atp-{100 * share:.0f}"
     if share == 0.25:
         return EXAMPLE / "checkpoint"
     if not (folder / "pruning.safetensors").is_file():
-        shutil.copytree(EXAMPLE / "checkpoint", folder, dirs_exist_ok=True)
-        (folder / "pruning.safetensors").unlink()
-        command = [sys.executable, str(EXAMPLE / "train_atp.py"), "--checkpoint", str(folder)]
-        command += ["--target-tokens", str(share * geometry.num_patches), "--questions", "100"]
-        command += ["--start", *map(str, ATP_START[share])]
+        command = [sys.executable, str(EXAMPLE / "train_atp.py"), "--output", str(folder)]
+        command += ["--target-tokens", f"{100 * share:g}%", "--questions", "0"]
         subprocess.run(command, check=True, cwd=EXAMPLE)
     return folder
 
@@ -178,7 +172,7 @@ def main() -> None:
         for name in METHODS:
             bundle = output / f"page-{name.lower()}-{100 * share:.0f}"
             if name == "ATP":
-                tallies[name, share] = open_tally(name, atp_checkpoint(share, geometry, output), bundle, None)
+                tallies[name, share] = open_tally(name, atp_checkpoint(share, output), bundle, None)
                 continue
             method = nearest_to(share * geometry.num_patches, CANDIDATES[name](geometry), geometry)
             clip = EXAMPLE / "clip" if name == "IVTP" else None

@@ -1,4 +1,4 @@
-"""The progress of a calibration on standard error."""
+"""The progress of calibrating and quantizing on standard error."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edgeprune.calib.samples import BadSample
+from edgeprune.export.progress import ProgressBars
 
 _LINES = 10
 
@@ -59,3 +60,15 @@ class SampleBar:
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class QuantizationBars(ProgressBars):
+    """A bar per graph and per pass over the samples."""
+
+    def __enter__(self) -> "QuantizationBars":
+        super().__enter__()
+        return self
+
+    def bad(self, sample: BadSample) -> None:
+        """Name a sample that cannot be used."""
+        self.line(f"skipped {sample.name}: {' '.join(sample.reason.split())}")

@@ -1,23 +1,16 @@
 """A bundle: the folder that export writes and every other step reads."""
 
 import contextlib
-import glob
 import hashlib
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprune.errors import BundleError
 from edgeprune.manifest import MANIFEST_FILE, FileEntry, Manifest, manifest_from_json
+from edgeprune.whole_folder import whole_folder
 
 # Hashing reads a file whole; larger ones are checked by size when a bundle is opened and by hash by ``verify``.
 HASHED_AT_OPEN_BYTES = 64 * 2**20
-
-# Folders that this process is writing. Process ids come again, in containers nearly always: a folder with
-# our own id that is not here was left by an earlier process.
-_partial_folders: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -84,65 +77,10 @@ def file_entry(folder: Path, path: Path) -> FileEntry:
     return FileEntry(path.relative_to(folder).as_posix(), sha256_of(path), path.stat().st_size)
 
 
-@contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[Path]:
-    """Write a bundle aside and put it in place only when it is whole.
-
-    Yields a new folder beside ``path``. When the body ends, it replaces ``path``; when the body fails or is
-    interrupted, it is deleted and whatever was at ``path`` is left as it was.
+def writing(path: str | Path) -> contextlib.AbstractContextManager[Path]:
+    """Write a bundle aside and put it in place only when it is whole; see :func:`whole_folder`.
 
     Raises:
         BundleError: ``path`` holds something else than a bundle, or the disk is full or read-only.
     """
-    # A link stays, what it points to is replaced.
-    target = Path(os.path.realpath(path))
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
-    if partial in _partial_folders:
-        raise BundleError(f"{target} is being written by this process already: choose another output folder")
-    _partial_folders.add(partial)
-    try:
-        if target.exists() and not (target / MANIFEST_FILE).is_file() and not _is_empty_folder(target):
-            raise BundleError(f"{target} exists and is no bundle: choose another output folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
-        partial.mkdir()
-        yield partial
-        _replace(partial, target)
-    except OSError as error:
-        raise BundleError(
-            f"cannot write {target} ({error.strerror or error}): free disk space or choose another output folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        _partial_folders.discard(partial)
-
-
-def _replace(partial: Path, target: Path) -> None:
-    """Swap the folders; a folder cannot be renamed over a non-empty one, so the old one steps aside first."""
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if target.exists():
-        target.rename(old)
-    try:
-        partial.rename(target)
-    except BaseException:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Clear away what killed exports left beside the target; a bundle that had stepped aside comes back."""
-    for kind in ("old", "partial"):
-        for folder in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
-            owner = folder.name.rpartition("-")[2]
-            if owner != str(os.getpid()) and owner.isdigit() and Path(f"/proc/{owner}").exists():
-                continue
-            if kind == "old" and not target.exists():
-                folder.rename(target)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+    return whole_folder(path, MANIFEST_FILE, "bundle", BundleError)

@@ -10,8 +10,12 @@ from rich.table import Table
 import edgeprune
 from edgeprune.calibrate_command import calibrate
 from edgeprune.errors import EdgepruneError, PictureError
+from edgeprune.fit_command import fit
+from edgeprune.inspect_command import inspect
 from edgeprune.interruption import Interruption
 from edgeprune.json_data import to_json
+from edgeprune.profile_command import profile
+from edgeprune.quantize_command import quantize
 from edgeprune.terminal import console
 
 
@@ -230,21 +234,11 @@ def verify(bundle: Path, checkpoint: Path | None, clip: Path | None, method: tup
         click.echo(f"{name}: max difference {parity.max_abs_diff:.1e} in {parity.cases} runs{indices}")
 
 
-@main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE holds: sites, graphs, sizes, tokens and FLOPs."""
-    from edgeprune import inspection, inspection_report
-
-    found = inspection.inspect(bundle)
-    if as_json:
-        click.echo(json.dumps(to_json(found), ensure_ascii=False))
-    else:
-        console().print(inspection_report.render_inspection(found))
-
-
+main.add_command(inspect)
 main.add_command(calibrate)
+main.add_command(quantize)
+main.add_command(fit)
+main.add_command(profile)
 
 
 @main.command()
@@ -265,6 +259,12 @@ main.add_command(calibrate)
 @click.option("--workspace", type=float, metavar="MIB", help="Most scratch memory of a layer.")
 @click.option("--memory", type=float, metavar="GIB", help="Memory of the device, if not the target's.")
 @click.option(
+    "--plugin",
+    default="auto",
+    show_default=True,
+    help="TensorRT's plugins of the operators: auto, on, off.",
+)
+@click.option(
     "--kit",
     type=click.Path(path_type=Path),
     help="Write what to carry to the device, and build nothing here.",
@@ -280,6 +280,7 @@ def build(
     max_sequence: int | None,
     workspace: float | None,
     memory: float | None,
+    plugin: str,
     kit: Path | None,
 ) -> None:
     """Build the TensorRT engines of BUNDLE for a device and put them into it."""
@@ -294,6 +295,7 @@ def build(
         max_sequence,
         workspace_mib=workspace,
         memory_gib=memory,
+        plugin=plugin,
     )
     if kit is not None:
         written = device_kit.write_kit(bundle, kit, options)
@@ -304,9 +306,12 @@ def build(
     with ProgressBars(interruption.check) as progress:
         engines = engine_build.build(bundle, options, progress=progress)
     tried = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in engines.strategy_bytes.items())
+    plugins = (
+        "no plugin" if engines.plugin_version is None else f"operators by plugin {engines.plugin_version}"
+    )
     click.echo(
         f"{bundle}: {len(engines.engines)} {engines.precision} engines for {target} (SM {engines.sm}) with "
-        f"{engines.builder} {engines.tensorrt_version}; profiles '{engines.strategy}' ({tried})"
+        f"{engines.builder} {engines.tensorrt_version}; profiles '{engines.strategy}' ({tried}); {plugins}"
     )
 
 

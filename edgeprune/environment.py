@@ -7,6 +7,8 @@ import platform
 from dataclasses import dataclass
 
 import edgeprune
+from edgeprune.errors import EngineError
+from edgeprune.plugins.plugin_library import found
 
 # module, distribution(s), what for, extra
 _PIECES = (
@@ -16,6 +18,7 @@ _PIECES = (
     ("onnxscript", ("onnxscript",), "exporting checkpoints", "export"),
     ("safetensors", ("safetensors",), "reading checkpoints", "export"),
     ("transformers", ("transformers",), "converting tokenizers", "export"),
+    ("accelerate", ("accelerate",), "fitting with several processes", "fit"),
     ("tensorrt", ("tensorrt",), "building TensorRT engines on the device itself, running them", "tensorrt"),
     ("tensorrt_rtx", ("tensorrt-rtx-cu13",), "building TensorRT engines for RTX GPUs, running them", "rtx"),
     (
@@ -78,6 +81,7 @@ def doctor() -> Environment:
         version = _version(module, distributions)
         remedy = "" if version else f"pip install 'edgeprune[{extra.partition(' ')[0]}]'"
         pieces.append(Piece(module, version, purpose, remedy))
+    pieces.append(_plugin())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Environment(
         edgeprune=edgeprune.__version__,
@@ -87,6 +91,16 @@ def doctor() -> Environment:
         providers=_providers(),
         pieces=tuple(pieces),
     )
+
+
+def _plugin() -> Piece:
+    name, purpose = "plugin library", "the operators' kernels in TensorRT engines"
+    try:
+        library = found()
+    except EngineError as error:
+        return Piece(name, None, purpose, str(error))
+    major, minor = library.tensorrt
+    return Piece(name, f"{library.version} (headers of TensorRT {major}.{minor})", purpose, "")
 
 
 def _version(module: str, distributions: tuple[str, ...]) -> str | None:

@@ -49,5 +49,13 @@ class EngineError(EdgepruneError):
     """Engines cannot be built: no TensorRT, a graph that it refuses, profiles that do not fit, too little memory."""
 
 
+class ProfileError(EdgepruneError):
+    """A profile cannot be measured as asked, or not be written."""
+
+
 class DataError(EdgepruneError):
     """Calibration data is missing, unreadable, of another modality, or too little for what is asked of it."""
+
+
+class QuantizationError(EdgepruneError):
+    """A bundle cannot be quantized as asked: no such precision there, unusable weights, ranges or samples."""

@@ -30,6 +30,7 @@ from edgeprune.manifest import (
     SourceEntry,
     TensorEntry,
 )
+from edgeprune.quantization_entry import QuantizationEntry
 
 # A short question and a chat template's words.
 TEXT_TOKENS = 64
@@ -174,6 +175,7 @@ class Inspection:
     total_bytes: int
     prefill: PrefillCost
     engines: tuple[str, ...]
+    quantization: QuantizationEntry | None
     calibration: CalibrationEntry | None = None
 
 
@@ -230,6 +232,7 @@ def inspect(bundle: str | Path) -> Inspection:
         total_bytes=sum(entry.bytes for entry in manifest.files()),
         prefill=prefill,
         engines=tuple(manifest.engines),
+        quantization=manifest.quantization,
         calibration=manifest.calibration,
     )
 

@@ -11,6 +11,8 @@ from rich.text import Text
 from edgeprune.calibration_report import calibration_summary, render_calibration
 from edgeprune.inspection import BOUND, CALIBRATED, GroupCost, Inspection
 from edgeprune.manifest import TensorEntry
+from edgeprune.quantities import format_bytes, format_count
+from edgeprune.quantization_entry import QuantizationEntry
 
 
 def render_inspection(inspection: Inspection) -> RenderableType:
@@ -52,7 +54,11 @@ def _summary(inspection: Inspection) -> Table:
         ("decoder", f"{geometry.num_layers} layers, width {geometry.hidden_size}, {heads}"),
         ("picture", picture),
         ("context", f"{geometry.context_length} positions, vocabulary of {geometry.vocab_size}"),
-        ("size", f"{_bytes(inspection.weights_bytes)} of weights, {_bytes(inspection.total_bytes)} in all"),
+        (
+            "size",
+            f"{format_bytes(inspection.weights_bytes)} of weights, {format_bytes(inspection.total_bytes)} in all",
+        ),
+        ("quantized", _quantized(inspection.quantization)),
         ("engines", ", ".join(inspection.engines) or "none: the graphs run with ONNX Runtime"),
         (
             "calibration",
@@ -63,6 +69,18 @@ def _summary(inspection: Inspection) -> Table:
     ):
         table.add_row(name, Text(text))
     return table
+
+
+def _quantized(entry: QuantizationEntry | None) -> str:
+    if entry is None:
+        return "no"
+    parts = (("decoder", entry.decoder), ("vision tower", entry.vision))
+    named = ", ".join(f"{name} {part.precision}" for name, part in parts if part is not None)
+    kept = ", ".join(f"{site} {share:.3f}" for site, share in entry.report.kept_agreement.items())
+    return (
+        f"{named} for {entry.form}; of {entry.samples} answers {entry.report.answer_agreement:.1%} as before"
+        + (f", kept tokens (Jaccard) {kept}" if kept else "")
+    )
 
 
 def _pruning(inspection: Inspection) -> RenderableType:
@@ -108,9 +126,9 @@ def _cost_table(inspection: Inspection) -> Table:
     table.add_section()
     table.add_row("total", "", "", *_before_after(prefill.unpruned_flops, prefill.pruned_flops))
     full, left = prefill.unpruned_kv_cache_bytes, prefill.pruned_kv_cache_bytes
-    table.add_row("KV cache", "", "", _bytes(full), _bytes(left), _percent(left, full))
+    table.add_row("KV cache", "", "", format_bytes(full), format_bytes(left), _percent(left, full))
     full, left = prefill.unpruned_activation_bytes, prefill.pruned_activation_bytes
-    table.add_row("peak activation", "", "", _bytes(full), _bytes(left), _percent(left, full))
+    table.add_row("peak activation", "", "", format_bytes(full), format_bytes(left), _percent(left, full))
     return table
 
 
@@ -153,7 +171,7 @@ def _graphs_table(inspection: Inspection) -> Table:
                 f"{measured.tolerance:.0e}",
                 indices[measured.indices_identical],
             )
-        table.add_row(graph.name, _bytes(graph.graph_bytes), _bytes(graph.data_bytes), *parity)
+        table.add_row(graph.name, format_bytes(graph.graph_bytes), format_bytes(graph.data_bytes), *parity)
     return table
 
 
@@ -207,25 +225,8 @@ def _table(*columns: str, title: str, right: Sequence[str] = (), show_header: bo
 
 
 def _before_after(before: int, after: int) -> tuple[str, str, str]:
-    return _flops(before), _flops(after), _percent(after, before)
+    return format_count(before), format_count(after), _percent(after, before)
 
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
-
-
-def _flops(count: int) -> str:
-    return _scaled(count, ("", "k", "M", "G", "T", "P"))
-
-
-def _bytes(count: int) -> str:
-    return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
-
-
-def _scaled(count: int, units: Sequence[str]) -> str:
-    """Three digits and a decimal unit."""
-    value, index = float(count), 0
-    while value >= 999.5 and index < len(units) - 1:
-        value, index = value / 1000, index + 1
-    digits = 0 if index == 0 or value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:.{digits}f} {units[index]}".rstrip()

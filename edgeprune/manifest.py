@@ -11,6 +11,7 @@ from edgeprune.errors import BundleError
 from edgeprune.json_data import from_json, to_json
 from edgeprune.numbering import ORIGINAL
 from edgeprune.positions import AXES
+from edgeprune.quantization_entry import QuantizationEntry
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
@@ -360,6 +361,7 @@ class Manifest:
     parity: dict[str, ParityEntry]
     rate: RateEntry | None = None
     calibration: CalibrationEntry | None = None
+    quantization: QuantizationEntry | None = None
     engines: dict[str, EngineSetEntry] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

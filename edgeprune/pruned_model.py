@@ -186,12 +186,17 @@ class PrunedModel:
         """The dtype of the weights."""
         return self.model.lm_head.weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.model.lm_head.weight.device
+
     @torch.no_grad()
     def encode_pictures(self, pictures: PreparedPictures) -> TowerOutput:
         """Run the vision tower: says how many visual tokens each picture brings into the prompt."""
         inputs = {
             spec.name: torch.from_numpy(pictures.inputs[spec.name]).to(
-                self.dtype if spec.dtype == "model" else torch.int64
+                self.device, self.dtype if spec.dtype == "model" else torch.int64
             )
             for spec in self.vision.inputs
         }
@@ -200,9 +205,15 @@ class PrunedModel:
         counts = outputs.get(names.PATCH_COUNTS)
         if rows is None or counts is not None:
             rows = pictures.layout.rows_of(
-                outputs[names.PATCH_SLOTS].numpy(), None if counts is None else counts.numpy()
+                outputs[names.PATCH_SLOTS].cpu().numpy(), None if counts is None else counts.cpu().numpy()
             )
         return TowerOutput(outputs, rows, [(self.vision, inputs, outputs)])
+
+    @torch.no_grad()
+    def visual_tokens(self, tower: TowerOutput) -> tuple[Tensor, Tensor]:
+        """What the tower gave, projected, in the order of the prompt: rows [N, C] and their slots [N]."""
+        visual = self._visual_tokens(tower, lambda stage, inputs: stage(inputs))
+        return visual[names.IMAGE_FEATURES], visual[names.IMAGE_SLOTS]
 
     @torch.no_grad()
     def prefill(
@@ -379,7 +390,7 @@ class PrunedModel:
     def _visual_tokens(self, tower: TowerOutput | None, run: _Run) -> dict[str, Tensor]:
         """What the tower gave, projected, in the order of the prompt."""
         if tower is not None:
-            rows = {names.FEATURE_ROWS: torch.from_numpy(tower.rows.rows)}
+            rows = {names.FEATURE_ROWS: torch.from_numpy(tower.rows.rows).to(self.device)}
             available = tower.outputs | rows
             inputs = {spec.name: available[spec.name] for spec in self.projector.inputs}
             return tower.outputs | run(self.projector, inputs)

@@ -15,12 +15,11 @@ from edgeprune.bundle import Bundle, file_entry, sha256_of, writing
 from edgeprune.checkpoint import PRUNING_FILE, PRUNING_WEIGHTS_FILE, load_checkpoint, read_config
 from edgeprune.checkpoint_weights import weight_files
 from edgeprune.errors import CheckpointError, ParityError, PromptError, PruningError
-from edgeprune.export import llava_layout
 from edgeprune.export.check_pictures import check_pictures
 from edgeprune.export.external_data import WeightStore
+from edgeprune.export.input_settings import InputSettings
 from edgeprune.export.parity import Prompt, StageCase, check_graph, record_cases
-from edgeprune.export.preprocessing import picture_preprocessing_from_checkpoint
-from edgeprune.export.prompt import prompt_format_from_checkpoint, tokenizer_json_from_checkpoint
+from edgeprune.export.prompt import tokenizer_json_from_checkpoint
 from edgeprune.export.trace import trace_stage
 from edgeprune.manifest import (
     MANIFEST_FILE,
@@ -39,7 +38,6 @@ from edgeprune.manifest import (
     manifest_to_json,
 )
 from edgeprune.models.llama import blocks_between
-from edgeprune.models.llava_layout import saved_by_llava
 from edgeprune.prune.method import PruningMethod
 from edgeprune.prune.registry import methods_to_json
 from edgeprune.pruned_model import PrunedModel
@@ -109,22 +107,15 @@ def export(
         raise CheckpointError(f"opset {opset} is out of range, allowed: {OPSETS[0]} … {OPSETS[-1]}")
     folder, report = Path(checkpoint), progress or SilentProgress()
     config = read_config(folder, clip)
-    if saved_by_llava(config):
-        preprocessing = llava_layout.preprocessing_of(folder, config, None if clip is None else Path(clip))
-        tokenizer_json = llava_layout.tokenizer_json_of(folder, config)
-        prompt_format = prompt_format_from_checkpoint(folder, config, tokenizer_json)
-    else:
-        preprocessing = picture_preprocessing_from_checkpoint(folder, str(config["model_type"]))
-        prompt_format = prompt_format_from_checkpoint(folder, config)
-        tokenizer_json = tokenizer_json_from_checkpoint(folder)
+    settings = InputSettings.from_checkpoint(folder, config, clip)
     model = load_checkpoint(
         folder, methods=methods, clip=clip, dtype=DTYPES[dtype], fused_rotary=opset >= FUSED_OPSET
     )
     with writing(output) as partial:
         tokenizer = partial / TOKENIZER_FILE
-        tokenizer.write_text(tokenizer_json, encoding="utf-8")
+        tokenizer.write_text(settings.tokenizer_json, encoding="utf-8")
         probe = _probe_entry(model, clip, partial)
-        prompts = check_prompts(model, preprocessing, prompt_format, partial, probe, images)
+        prompts = check_prompts(model, settings.preprocessing, settings.prompt_format, partial, probe, images)
         cases = record_cases(model, prompts)
         graphs, parity = _export_graphs(model, partial, cases, opset, report)
         manifest = Manifest(
@@ -142,8 +133,8 @@ def export(
             probe=probe,
             rate=None if model.rate is None else RateEntry(model.rate.layer, model.rate.num_rates),
             graphs=graphs,
-            preprocessing=preprocessing_to_json(preprocessing),
-            prompt=prompt_format.to_json(),
+            preprocessing=preprocessing_to_json(settings.preprocessing),
+            prompt=settings.prompt_format.to_json(),
             tokenizer=file_entry(partial, tokenizer),
             parity=parity,
         )

@@ -1,11 +1,11 @@
 """Weights as ONNX external data: written tensor by tensor, never gathered in memory, shared between graphs."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import onnx_ir as ir
-import torch
 
 from edgeprune.export.passes.fold_transposed_weights import SOURCE
 
@@ -19,7 +19,8 @@ _PAGE = 4096
 class WeightStore:
     """Writes the weights of several graphs into one folder.
 
-    A tensor that two graphs use (tied embeddings, for one) is written once, by the first.
+    A tensor that two graphs use (tied embeddings, for one) is written once, by the first. Weights of torch are known by
+    their memory, others by their content.
 
     Attributes:
         folder: Where graphs and data lie.
@@ -57,16 +58,20 @@ class WeightStore:
     def _place(self, tensor: ir.TensorProtocol, file: BinaryIO, file_name: str) -> tuple[str, int, int]:
         """Where a tensor lies (file, offset, length); writes it if no graph has."""
         source = tensor.meta.get(SOURCE)
-        raw = getattr(tensor if source is None else source, "raw", None)
-        key = None
-        if isinstance(raw, torch.Tensor):
+        raw: Any = getattr(tensor if source is None else source, "raw", None)
+        key: tuple[object, ...] | None = None
+        # Of torch, which is not imported here: quantizing needs this file, too, and no torch.
+        if hasattr(raw, "data_ptr"):
             key = (raw.data_ptr(), tuple(raw.shape), raw.stride(), raw.dtype, source is None)
             if key in self._written:
                 return self._written[key]
-        file.write(b"\0" * (-file.tell() % _PAGE))
-        place = (file_name, file.tell(), tensor.nbytes)
-        file.write(tensor.tobytes())
-        if key is not None:
-            self._written[key] = place
             self._kept.append(raw)
-        return place
+        content = tensor.tobytes()
+        if key is None:
+            key = (hashlib.sha256(content).digest(),)
+            if key in self._written:
+                return self._written[key]
+        file.write(b"\0" * (-file.tell() % _PAGE))
+        self._written[key] = (file_name, file.tell(), tensor.nbytes)
+        file.write(content)
+        return self._written[key]

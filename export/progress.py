@@ -52,3 +52,7 @@ class ProgressBars:
     def warning(self, line: str) -> None:
         """Print a line that does not end what is done."""
         self._console.print(f"edgeprune: {line}", highlight=False, soft_wrap=True)
+
+    def line(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)

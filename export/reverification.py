@@ -19,10 +19,15 @@ def compare_with_checkpoint(
     """Compare every graph with the torch reference of the checkpoint.
 
     Raises:
-        BundleError: The bundle was exported from another checkpoint.
+        BundleError: The bundle was exported from another checkpoint, or is quantized.
         ParityError: A graph differs.
     """
     manifest = bundle.manifest
+    if manifest.quantization is not None:
+        raise BundleError(
+            "a quantized bundle differs from its checkpoint: compare the one that it was made from, "
+            "edgeprune inspect shows what quantizing changed"
+        )
     if checkpoint_hash(checkpoint) != manifest.source.sha256:
         raise BundleError(
             f"{checkpoint} is not the checkpoint of this bundle ('{manifest.source.name}'), or it was changed since: "

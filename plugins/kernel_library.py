@@ -93,7 +93,7 @@ class KernelLibrary:
             ) from error
         self._torch = require("torch", extra="export", purpose="to call kernels from Python")
         self.device = device
-        for name in ("attention_score", "select_by_soft_nms"):
+        for name in ("attention_score", "select_by_soft_nms", "select_by_dpp"):
             getattr(self._library, f"edgeprune_{name}_workspace").restype = ctypes.c_size_t
 
     def attention_score(
@@ -171,6 +171,23 @@ class KernelLibrary:
         workspace = self._workspace("select_by_soft_nms", problem)
         tensors = (scores, num_keep, droppable, features, places, nearness, order, count, workspace)
         self._call("select_by_soft_nms", ctypes.byref(problem), *tensors)
+        return order, count
+
+    def select_by_dpp(
+        self,
+        kernel: "Tensor",
+        num_keep: "Tensor",
+        droppable: "Tensor",
+        groups: "Tensor",
+        group_keep: "Tensor",
+    ) -> tuple["Tensor", "Tensor"]:
+        """Kernel [B, S, S], num_keep [B], droppable, groups and group_keep [B, S]."""
+        B, S = droppable.shape
+        order, count = self._selection(B, S)
+        sizes = (ctypes.c_int32(B), ctypes.c_int32(S))
+        workspace = self._empty((self._library.edgeprune_select_by_dpp_workspace(*sizes),), "uint8")
+        tensors = (kernel, num_keep, droppable, groups, group_keep, order, count, workspace)
+        self._call("select_by_dpp", *sizes, *tensors)
         return order, count
 
     def token_gather(

@@ -63,9 +63,15 @@ class Graph(Protocol):
 
 
 class Backend(Protocol):
-    """A way of running graphs on one device."""
+    """A way of running graphs on one device.
+
+    Attributes:
+        name: Of the runtime and its device.
+        asynchronous: Whether a graph's ``run`` may return before the device is done.
+    """
 
     name: str
+    asynchronous: bool
 
     def load(self, bundle: Bundle, name: str) -> Graph:
         """Open a graph of a bundle: its ONNX file, or what was built from it.
@@ -85,3 +91,6 @@ class Backend(Protocol):
 
     def download(self, tensor: DeviceTensor) -> NDArray[Any]:
         """A host array with the content of a whole tensor; waits for the device."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that it was told; only measurements need it."""

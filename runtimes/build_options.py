@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprune.errors import EngineError
+from edgeprune.runtimes.engine_plugin import PLUGIN_AUTO, PLUGIN_CHOICES
 from edgeprune.runtimes.engine_profiles import AUTO
 from edgeprune.targets import GIB, Target, find_target
 
@@ -23,10 +24,11 @@ class BuildOptions:
         max_sequence: Most rows of a prompt with its answer; None = the calibration's, or the model's context.
         workspace_mib: Most scratch memory of a layer, in MiB; None = TensorRT's own choice.
         memory_gib: Memory of the device in GiB, where it is another than the target's.
+        plugin: "auto" (TensorRT's plugins of the operators where they can be loaded), "on" or "off".
 
     Raises:
         TargetError: The target or the precision is unknown, or the target lacks the precision.
-        EngineError: A size is not positive.
+        EngineError: A size is not positive, or the choice of the plugin is unknown.
     """
 
     target: str
@@ -36,6 +38,7 @@ class BuildOptions:
     max_sequence: int | None = None
     workspace_mib: float | None = None
     memory_gib: float | None = None
+    plugin: str = PLUGIN_AUTO
 
     def __post_init__(self) -> None:
         device = self.device
@@ -47,6 +50,9 @@ class BuildOptions:
         ):
             if size is not None and not (math.isfinite(size) and size * _MIB >= 1):
                 raise EngineError(f"--{option} is {size:g} {unit}: give a positive number of {unit}")
+
+        if self.plugin not in PLUGIN_CHOICES:
+            raise EngineError(f"--plugin is '{self.plugin}': give one of {', '.join(PLUGIN_CHOICES)}")
 
     @property
     def device(self) -> Target:

@@ -2,11 +2,11 @@
 
 import shlex
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import edgeprune.plugins
 from edgeprune.bundle import sha256_of, writing
 from edgeprune.errors import BundleError, EngineError
 from edgeprune.manifest import MANIFEST_FILE, GraphEntry, ProfileEntry, TensorEntry
@@ -15,13 +15,13 @@ from edgeprune.runtimes.engine_build import BuildPlan, plan_build
 from edgeprune.runtimes.engine_builder import input_range
 from edgeprune.runtimes.engine_profiles import AUTO, ONE
 from edgeprune.runtimes.engine_store import ENGINES_FOLDER
+from edgeprune.runtimes.kit_plugin import PLUGIN_SUFFIX, KitPlugin, plan_plugin, plugin_files
 from edgeprune.runtimes.tensorrt_library import FUSED_OPSET, FUSED_TENSORRT
 
 BUILD_SCRIPT, CHECKSUMS, README = "build.sh", "SHA256SUMS", "README.md"
 # Segments have layers of equal sizes, whose kernels trtexec then times once.
 TIMINGS = "timing.cache"
-BUNDLE_FOLDER, PLUGIN_FOLDER = "bundle", "plugins"
-_SOURCES = ("*.cu", "*.cuh", "*.cpp", "*.h", "*.hpp", "CMakeLists.txt", "*.cmake")
+BUNDLE_FOLDER = "bundle"
 
 
 def write_kit(bundle: str | Path, output: str | Path, options: BuildOptions) -> int:
@@ -44,17 +44,19 @@ def write_kit(bundle: str | Path, output: str | Path, options: BuildOptions) -> 
         options = replace(options, profile_choice=ONE)
     plan = plan_build(bundle, options)
     (by_graph,) = plan.candidates.values()
+    plugin = plan_plugin(options.plugin, plan.target, plan.bundle, by_graph)
     with writing(folder) as partial:
         carried = partial / BUNDLE_FOLDER
         _copy(plan.bundle.path, MANIFEST_FILE, carried)
         for entry in plan.bundle.manifest.files():
             _copy(plan.bundle.path, entry.path, carried)
-        for source in _plugin_sources():
-            _copy(source[0], source[1], partial / PLUGIN_FOLDER)
+        for path, content in plugin_files(plugin, plan.bundle).items():
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            (partial / path).write_bytes(content)
         script = partial / BUILD_SCRIPT
-        script.write_text(build_script(plan, by_graph), encoding="utf-8")
+        script.write_text(build_script(plan, plugin, by_graph), encoding="utf-8")
         script.chmod(0o755)
-        (partial / README).write_text(_readme(plan), encoding="utf-8")
+        (partial / README).write_text(_readme(plan, plugin), encoding="utf-8")
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         lines = [f"{sha256_of(path)}  {path.relative_to(partial).as_posix()}" for path in files]
         (partial / CHECKSUMS).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -81,7 +83,7 @@ def trtexec_arguments(
     return arguments
 
 
-def build_script(plan: BuildPlan, by_graph: Mapping[str, tuple[ProfileEntry, ...]]) -> str:
+def build_script(plan: BuildPlan, plugin: KitPlugin, by_graph: Mapping[str, tuple[ProfileEntry, ...]]) -> str:
     """The shell script that builds every graph of a plan."""
     lines = [
         "#!/usr/bin/env bash",
@@ -99,6 +101,7 @@ def build_script(plan: BuildPlan, by_graph: Mapping[str, tuple[ProfileEntry, ...
         "}",
         f"OUT={BUNDLE_FOLDER}/{ENGINES_FOLDER}/{plan.target.name}",
         'mkdir -p "$OUT"',
+        *plugin.script(),
         "build() {",
         "    local graph=$1",
         "    shift",
@@ -106,7 +109,12 @@ def build_script(plan: BuildPlan, by_graph: Mapping[str, tuple[ProfileEntry, ...
         '        echo "$graph: built before"',
         "        return",
         "    fi",
-        f'    "$TRTEXEC" --onnx="{BUNDLE_FOLDER}/$graph.onnx" --saveEngine="$OUT/$graph.partial" \\',
+        f"    local onnx={BUNDLE_FOLDER}/$graph.onnx plugins=() how=",
+        f'    if [ "$PLUGIN" != off ] && [ -f "{BUNDLE_FOLDER}/$graph{PLUGIN_SUFFIX}" ]; then',
+        f'        onnx={BUNDLE_FOLDER}/$graph{PLUGIN_SUFFIX} how=" with the plugins"',
+        '        plugins=("--dynamicPlugins=$PLUGIN")',
+        "    fi",
+        '    "$TRTEXEC" --onnx="$onnx" --saveEngine="$OUT/$graph.partial" "${plugins[@]}" \\',
         f'        --timingCacheFile={TIMINGS} "$@" \\',
         '        > "$OUT/$graph.log" 2>&1 || {',
         '        rm -f "$OUT/$graph.partial"',
@@ -114,7 +122,7 @@ def build_script(plan: BuildPlan, by_graph: Mapping[str, tuple[ProfileEntry, ...
         "        exit 1",
         "    }",
         '    mv "$OUT/$graph.partial" "$OUT/$graph.engine"',
-        '    echo "$graph: built"',
+        '    echo "$graph: built$how"',
         "}",
         "",
     ]
@@ -134,16 +142,6 @@ def _shapes(tensor: TensorEntry, ranges: Mapping[str, tuple[int, ...]]) -> list[
     return ["x".join(str(size) for size in shape) for shape in input_range(tensor.shape, ranges)]
 
 
-def _plugin_sources() -> list[tuple[Path, str]]:
-    """The plugin's source files with the folders that they lie in; empty as long as there are none."""
-    found: list[tuple[Path, str]] = []
-    for place in edgeprune.plugins.__path__:
-        root = Path(place).resolve()
-        for pattern in _SOURCES:
-            found += [(root, path.relative_to(root).as_posix()) for path in sorted(root.rglob(pattern))]
-    return found
-
-
 def _copy(source: Path, name: str, folder: Path) -> None:
     destination = folder / name
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +153,7 @@ def _copy(source: Path, name: str, folder: Path) -> None:
         ) from error
 
 
-def _readme(plan: BuildPlan) -> str:
+def _readme(plan: BuildPlan, plugin: KitPlugin) -> str:
     manifest, target = plan.bundle.manifest, plan.target
     needed = target.tensorrt[0]
     if manifest.opset >= FUSED_OPSET:
@@ -178,7 +176,9 @@ Engines of TensorRT run on the GPU and the TensorRT that built them, so these ar
    may be interrupted and run again.
 {opset}
 The engines are {plan.precision}, strongly typed, for prompts of up to {plan.limits.sequence} tokens with
-{plan.limits.images} pictures. The site graphs are standard operators: no plugin is needed.
+{plan.limits.images} pictures.
+
+{textwrap.fill(plugin.readme(), 120, break_on_hyphens=False, break_long_words=False)}
 
 Neither these lines nor the engines have been run on this device by whoever wrote the kit. Where edgeprune is installed
 on the device, `edgeprune build {BUNDLE_FOLDER} --target {target.name}` does the same and enters the engines into

@@ -11,6 +11,7 @@ from edgeprune.manifest import EngineEntry, EngineSetEntry, Manifest, ProfileEnt
 from edgeprune.runtimes.build_options import BuildOptions
 from edgeprune.runtimes.engine_builder import BuildProgress, build_engine
 from edgeprune.runtimes.engine_memory import MemoryEstimate, MemoryModel, check_buildable
+from edgeprune.runtimes.engine_plugin import EnginePlugin, choose_plugin
 from edgeprune.runtimes.engine_precision import engine_precision
 from edgeprune.runtimes.engine_profiles import (
     AUTO,
@@ -86,18 +87,22 @@ def build(
 
     Raises:
         TargetError: The target lacks the bundle's precision.
-        EngineError: TensorRT is missing or refuses something, profiles are unusable, or memory is too small.
+        EngineError: TensorRT is missing or refuses something, profiles are unusable, memory is too small, or there is
+            no plugin that fits where one was asked for.
         BundleError: The bundle is unusable.
     """
     plan = plan_build(bundle, options)
     library = library_for(plan.target)
     library.check_opset(plan.bundle.manifest.opset)
     check_buildable(plan.memory)
-    timings = timing_cache_of(library, plan.target, _unheard if progress is None else progress.warning)
+    warn = _unheard if progress is None else progress.warning
+    candidates = tuple(plan.candidates.values())
+    plugin = choose_plugin(options.plugin, library, plan.target.sm, plan.bundle, candidates, warn)
+    timings = timing_cache_of(library, plan.target, warn)
     store = EngineStore(plan.bundle, plan.target.name)
     before = plan.bundle.manifest.engines.get(plan.target.name)
     keys = {
-        strategy: {name: _key(plan, library, name, entries) for name, entries in by_graph.items()}
+        strategy: {name: _key(plan, library, plugin, name, entries) for name, entries in by_graph.items()}
         for strategy, by_graph in plan.candidates.items()
     }
     key = combined_key({"engines": keys, "usable_bytes": options.usable_bytes})
@@ -105,7 +110,9 @@ def build(
     known = before if before is not None and before.key == key else None
     built = {
         strategy: {
-            name: _engine(plan, store, library, name, by_graph[name], keys[strategy][name], timings, progress)
+            name: _engine(
+                plan, store, library, plugin, name, by_graph[name], keys[strategy][name], timings, progress
+            )
             for name in plan.bundle.manifest.graphs
         }
         for strategy, by_graph in plan.candidates.items()
@@ -121,7 +128,7 @@ def build(
         tensorrt_version=library.version,
         sm=plan.target.sm,
         precision=plan.precision,
-        plugin_version=None,
+        plugin_version=plugin.version,
         strategy=chosen,
         strategy_bytes=sizes if known is None else known.strategy_bytes,
         engines=built[chosen],
@@ -131,14 +138,20 @@ def build(
     return engines
 
 
-def _key(plan: BuildPlan, library: TensorRtLibrary, name: str, entries: tuple[ProfileEntry, ...]) -> str:
+def _key(
+    plan: BuildPlan,
+    library: TensorRtLibrary,
+    plugin: EnginePlugin,
+    name: str,
+    entries: tuple[ProfileEntry, ...],
+) -> str:
     return engine_key(
         plan.bundle.manifest.graphs[name],
         entries,
         builder=library.name,
         tensorrt=library.version,
         sm=plan.target.sm,
-        plugin=None,
+        plugin=plugin.version_of(name),
         precision=plan.precision,
         workspace=plan.options.workspace_bytes,
         version=_BUILDER_VERSION,
@@ -149,6 +162,7 @@ def _engine(
     plan: BuildPlan,
     store: EngineStore,
     library: TensorRtLibrary,
+    plugin: EnginePlugin,
     name: str,
     entries: tuple[ProfileEntry, ...],
     key: str,
@@ -178,6 +192,7 @@ def _engine(
         entries,
         sm=plan.target.sm,
         workspace=plan.options.workspace_bytes,
+        plugin=plugin.library if name in plugin.nodes else None,
         timings=timings,
         step=step,
     )

@@ -10,6 +10,9 @@ from typing import Any, Protocol
 from edgeprune import tensor_names as names
 from edgeprune.errors import EngineError
 from edgeprune.manifest import GraphEntry, ProfileEntry
+from edgeprune.plugins.plugin_library import PluginLibrary
+from edgeprune.runtimes.onnx_operators import operator_nodes, without_functions
+from edgeprune.runtimes.score_select import fuse_score_select
 from edgeprune.runtimes.tensorrt_library import TensorRtLibrary, new_log
 from edgeprune.runtimes.timing_cache import TimingCache
 
@@ -55,12 +58,14 @@ class BuiltEngine:
         outputs: Its outputs.
         profiles: For each optimization profile, the least, tuned-for and greatest shape by input, of a shape input its
             values, as TensorRT has taken them.
+        plugin_layers: Names of the layers that are plugins.
     """
 
     data: Any
     inputs: tuple[BuiltTensor, ...]
     outputs: tuple[BuiltTensor, ...]
     profiles: tuple[dict[str, tuple[tuple[int, ...], ...]], ...]
+    plugin_layers: tuple[str, ...]
 
 
 def build_engine(
@@ -71,6 +76,7 @@ def build_engine(
     *,
     sm: int,
     workspace: int | None = None,
+    plugin: PluginLibrary | None = None,
     timings: TimingCache | None = None,
     step: Callable[[str, int, int], None] = lambda _step, _done, _steps: None,
 ) -> BuiltEngine:
@@ -83,19 +89,42 @@ def build_engine(
         profiles: The profiles; they name every dynamic dimension of the graph.
         sm: Compute capability of the GPU.
         workspace: Most bytes of scratch memory that a layer may use; None = TensorRT's own choice.
+        plugin: The plugins that every operator of the graph must become; None = the operators' functions.
         timings: What is known and kept of the time that kernels take.
         step: Hears of every step of TensorRT's; where it raises, the build is cancelled.
 
     Raises:
-        EngineError: TensorRT refuses the graph or a profile, or memory does not suffice.
+        EngineError: TensorRT refuses the graph, a profile or the plugins, or memory does not suffice.
     """
     trt = library.module
     log = new_log(trt)
     builder = trt.Builder(log)
+    if plugin is not None:
+        # The builder's own registry: no other build of the process gets them.
+        plugin.register(trt, builder.get_plugin_registry())
     network = builder.create_network(library.network_flags())
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(path)):
+    operators = 0
+    if plugin is None:
+        parsed = parser.parse_from_file(str(path))
+    else:
+        model = fuse_score_select(path.read_bytes())
+        if library.takes_functions_first:
+            model = without_functions(model)
+        operators = len(operator_nodes(model))
+        parsed = parser.parse(model, str(path))
+    if not parsed:
         raise EngineError(_parser_message(parser, path, library))
+    plugin_layers = _plugin_layers(trt, network)
+    if plugin is None and plugin_layers:
+        raise EngineError(
+            "the plugins are registered for the whole process, which takes them without being asked: build in another"
+        )
+    if len(plugin_layers) != operators:
+        raise EngineError(
+            f"{library.name} {library.version} makes {len(plugin_layers)} plugins of {operators} operators in "
+            f"{path.name}: build with --plugin off"
+        )
     _allow_decomposed_attention(trt, network)
     config = builder.create_builder_config()
     if workspace is not None:
@@ -127,6 +156,7 @@ def build_engine(
         tuple(_described(trt, tensor) for tensor in inputs),
         tuple(_described(trt, tensor) for tensor in outputs),
         tuple(taken),
+        plugin_layers,
     )
 
 
@@ -171,6 +201,11 @@ def _profile(
             made.set_shape(tensor.name, *input_range(entry.shape, profile.ranges))
             taken[tensor.name] = tuple(tuple(shape) for shape in made.get_shape(tensor.name))
     return made, taken
+
+
+def _plugin_layers(trt: Any, network: Any) -> tuple[str, ...]:
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    return tuple(layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3)
 
 
 def _allow_decomposed_attention(trt: Any, network: Any) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from edgeprune.errors import EngineError
 from edgeprune.manifest import Manifest
+from edgeprune.quantization_entry import ONNXRUNTIME
 from edgeprune.targets import Target
 
 PRECISION_OF_DTYPE = {"float32": "fp32", "float16": "fp16"}
@@ -31,8 +32,15 @@ class BundlePrecision:
 
 def bundle_precision(manifest: Manifest) -> BundlePrecision:
     """The precision of a bundle's graphs."""
-    plain = PRECISION_OF_DTYPE[manifest.dtype]
-    return BundlePrecision(plain, plain, plain)
+    plain, quantization = PRECISION_OF_DTYPE[manifest.dtype], manifest.quantization
+    if quantization is None:
+        return BundlePrecision(plain, plain, plain)
+    decoder, vision = quantization.decoder, quantization.vision
+    return BundlePrecision(
+        plain,
+        plain if decoder is None else decoder.precision,
+        plain if vision is None else vision.precision,
+    )
 
 
 def engine_precision(manifest: Manifest, target: Target, asked: str | None = None) -> str:
@@ -45,10 +53,19 @@ def engine_precision(manifest: Manifest, target: Target, asked: str | None = Non
 
     Raises:
         TargetError: The target lacks a precision of the bundle; the message names what it has.
-        EngineError: The bundle is of another precision than asked for.
+        EngineError: The bundle is of another precision than asked for, or quantized for another runtime.
     """
-    own = bundle_precision(manifest)
+    own, quantization = bundle_precision(manifest), manifest.quantization
+    if quantization is not None and quantization.form == ONNXRUNTIME:
+        raise EngineError(
+            "the bundle is quantized with operators of ONNX Runtime, which TensorRT lacks: quantize the one that it "
+            "was made from with --for tensorrt"
+        )
     if asked is not None and asked != own.name:
+        if quantization is not None and asked == own.plain:
+            raise EngineError(
+                f"the bundle is quantized to {own.name}: build the one that it was made from for {asked} engines"
+            )
         for dtype, precision in PRECISION_OF_DTYPE.items():
             if asked == precision:
                 raise EngineError(
@@ -56,8 +73,8 @@ def engine_precision(manifest: Manifest, target: Target, asked: str | None = Non
                     "engines"
                 )
         raise EngineError(
-            f"{asked} engines need a bundle quantized to {asked}, and this one is {own.name}: give such a bundle, or "
-            "leave --precision away"
+            f"{asked} engines need a bundle quantized to {asked}, and this one is {own.name}: make one with edgeprune "
+            "quantize --for tensorrt, or leave --precision away"
         )
     for precision in dict.fromkeys((own.decoder, own.vision, own.plain)):
         target.check_precision(precision)

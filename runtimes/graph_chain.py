@@ -132,10 +132,10 @@ class GraphChain:
             counts = outputs.get(names.PATCH_COUNTS)
             if rows is None or counts is not None:
                 # What is left depends on the pictures: the host has to look.
-                slots = self.backend.download(outputs[names.PATCH_SLOTS])
-                rows = pictures.layout.rows_of(
-                    slots, None if counts is None else self.backend.download(counts)
-                )
+                with watch.time("wait.vision"):
+                    slots = self.backend.download(outputs[names.PATCH_SLOTS])
+                    tokens = None if counts is None else self.backend.download(counts)
+                rows = pictures.layout.rows_of(slots, tokens)
         return TowerOutput(pictures.layout, outputs, rows)
 
     def entering_slots(self, tower: TowerOutput) -> tuple[int, ...]:
@@ -327,7 +327,8 @@ class GraphChain:
             left = layout.visual_tokens_behind(site)
             if left is None:
                 # The count depends on the picture: the one number that crosses to the host.
-                num_rows = int(self.backend.download(chosen[names.KEEP_COUNT]))
+                with watch.time(f"wait.{site.graph}"):
+                    num_rows = int(self.backend.download(chosen[names.KEEP_COUNT]))
             else:
                 num_rows = layout.num_rows - layout.num_visual + left
         with watch.time(f"gather.{site.graph}"):

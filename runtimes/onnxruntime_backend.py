@@ -23,14 +23,18 @@ from edgeprune.runtimes.onnxruntime_providers import (
 
 
 class OnnxRuntimeBackend:
-    """Runs graphs with ONNX Runtime."""
+    """Runs graphs with ONNX Runtime, whose runs end when the device is done."""
 
-    def __init__(self, provider: str = "cpu", threads: int | None = None) -> None:
+    asynchronous = False
+
+    def __init__(self, provider: str = "cpu", threads: int | None = None, *, fuse_qdq: bool = True) -> None:
         """Choose the execution provider.
 
         Args:
             provider: "cpu", "cuda", "tensorrt" or "tensorrt_rtx".
             threads: Threads of an operator; None lets ONNX Runtime use all cores.
+            fuse_qdq: Whether products between QuantizeLinear and DequantizeLinear may run on integers; FP8 must not,
+                because ONNX Runtime 1.31 takes it for INT8 and then finds the graph invalid.
 
         Raises:
             BackendError: The provider is unknown or this ONNX Runtime was built without it.
@@ -42,6 +46,7 @@ class OnnxRuntimeBackend:
         self._ort: Any = require("onnxruntime", extra=self._provider.extra, purpose="to run a bundle")
         check_available(self._ort, self._provider)
         self._threads = threads
+        self._fuse_qdq = fuse_qdq
 
     def load(self, bundle: Bundle, name: str) -> Graph:
         """Open the ONNX file of a graph."""
@@ -66,6 +71,8 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3
         # A chain of sessions shares the cores: threads that spin after a run slow the next graph by a third.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if not self._fuse_qdq:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         told = dict(provider_options or {})
@@ -119,6 +126,9 @@ class OnnxRuntimeBackend:
             return owner.reshape(-1)[first : first + prod(tensor.shape)].reshape(tensor.shape)
         array: NDArray[Any] = owner.numpy()
         return array.reshape(tensor.shape)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
 
 
 class _OnnxRuntimeGraph:

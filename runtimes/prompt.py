@@ -230,16 +230,25 @@ class PromptEncoder:
         return encoded
 
     def encode_chat(
-        self, prompt: str, tokens_per_image: Sequence[int], max_new_tokens: int = 0
+        self, prompt: str, tokens_per_image: Sequence[int], max_new_tokens: int = 0, *, answer: str = ""
     ) -> EncodedPrompt:
         """Render and encode a question, as ``LlavaProcessor.apply_chat_template(tokenize=True)`` does.
 
         A template that writes the first special token itself does not get a second one.
 
+        Args:
+            prompt: The question.
+            tokens_per_image: Visual tokens of each picture.
+            max_new_tokens: Room that the context must have for the answer.
+            answer: What stands behind the rendered question; a space is put between where neither has one.
+
         Raises:
             PromptError: As :meth:`render` and :meth:`encode`.
         """
         text = self.render(prompt, len(tokens_per_image))
+        if answer and not text[-1:].isspace() and not answer[0].isspace():
+            text += " "
+        text += answer
         bos_token = self.format.special_tokens.get("bos_token")
         return self.encode(
             text,

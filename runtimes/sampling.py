@@ -21,6 +21,7 @@ class SamplingOptions:
         top_p: Draw from the smallest set of tokens that holds this probability; 1 for all.
         seed: Of the draws; None draws differently each time.
         stop: Texts that end the generation and are not part of the answer.
+        ignore_eos: Go on behind the model's end token, so that answers of the same length can be timed.
     """
 
     max_new_tokens: int = 64
@@ -29,6 +30,7 @@ class SamplingOptions:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         if not _is_int(self.max_new_tokens) or self.max_new_tokens < 1:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from edgeprune.bundle import Bundle
 from edgeprune.errors import BackendError, PictureError
+from edgeprune.quantization_entry import FP8
 from edgeprune.runtimes.answer import Answer
 from edgeprune.runtimes.backend import Backend
 from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch, TowerOutput
@@ -85,10 +86,22 @@ class Session:
         yield from self._generate(images, prompt, options or SamplingOptions())
 
     def answer(
-        self, images: Sequence[PictureSource], prompt: str, options: SamplingOptions | None = None
+        self,
+        images: Sequence[PictureSource],
+        prompt: str,
+        options: SamplingOptions | None = None,
+        *,
+        watch: Stopwatch | None = None,
     ) -> Answer:
-        """Answer as a whole, with token ids, kept tokens and timings; arguments as :meth:`generate`."""
-        steps = self._generate(images, prompt, options or SamplingOptions())
+        """Answer as a whole, with token ids, kept tokens and timings; arguments as :meth:`generate`.
+
+        Args:
+            images: Pictures.
+            prompt: The question.
+            options: Sampling.
+            watch: Takes the timings, if something else than their sums is wanted; a new one per answer.
+        """
+        steps = self._generate(images, prompt, options or SamplingOptions(), watch)
         while True:
             try:
                 next(steps)
@@ -117,12 +130,16 @@ class Session:
         return draw_overlay(shown, answer.visual, index, answer.entering, sites)
 
     def _generate(
-        self, images: Sequence[PictureSource], prompt: str, options: SamplingOptions
+        self,
+        images: Sequence[PictureSource],
+        prompt: str,
+        options: SamplingOptions,
+        watch: Stopwatch | None = None,
     ) -> Generator[str, None, Answer]:
         chain = self._chain
         if chain is None:
             raise BackendError("the session is closed: open the bundle again")
-        watch = Stopwatch()
+        watch = watch or Stopwatch()
         with watch.time("time_to_first_token"):
             # Before the pictures cost anything: is this a prompt?
             self.prompts.render(prompt, len(images))
@@ -141,7 +158,7 @@ class Session:
             token = sampler(logits)
         detokenizer = IncrementalDecoder(self.prompts.tokenizer)
         stops = StopMatcher(options.stop)
-        eos = self.prompts.format.eos_token_ids
+        eos = () if options.ignore_eos else self.prompts.format.eos_token_ids
         watch.milliseconds["decode"] = 0.0
         tokens: list[int] = []
         pieces: list[str] = []
@@ -219,7 +236,9 @@ def open_session(
         raise BackendError(f"backend '{backend}' is unknown, known: {', '.join(BACKENDS)}")
     opened = Bundle.open(bundle)
     if backend == "onnxruntime":
-        return Session(opened, OnnxRuntimeBackend(provider or "cpu", threads))
+        quantization = opened.manifest.quantization
+        fuse_qdq = quantization is None or FP8 not in quantization.precisions
+        return Session(opened, OnnxRuntimeBackend(provider or "cpu", threads, fuse_qdq=fuse_qdq))
     for option, value in (("provider", provider), ("threads", threads)):
         if value is not None:
             raise BackendError(

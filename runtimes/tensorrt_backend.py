@@ -1,7 +1,6 @@
 """TensorRT and TensorRT for RTX: the engines that ``edgeprune build`` put into a bundle, on the first GPU."""
 
 import hashlib
-import importlib
 import mmap
 import re
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune import plugins
 from edgeprune.bundle import Bundle
 from edgeprune.errors import BackendError
 from edgeprune.manifest import EngineEntry, EngineSetEntry, GraphEntry
@@ -73,6 +73,8 @@ class TensorRtBackend:
         MissingExtraError: cuda-bindings is not installed.
     """
 
+    asynchronous = True
+
     def __init__(self) -> None:
         from edgeprune.this_machine import this_machine
 
@@ -119,6 +121,10 @@ class TensorRtBackend:
         """Read a tensor; waits for what writes it."""
         return self.device.download(tensor.address, tensor.shape, tensor.dtype)
 
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self.device.synchronize()
+
     def _engines(self, bundle: Bundle) -> EngineSetEntry:
         versions = {library.name: library.version for library in self._libraries.values()}
         return choose_engines(bundle.manifest, self._sm, versions)[1]
@@ -131,7 +137,7 @@ class TensorRtBackend:
             kernels = self._kernels(library) if library.is_rtx else None
             self._runtimes[engines.builder] = _Runtime(library, log, runtime, kernels)
             if engines.plugin_version is not None:
-                load_plugin(library, engines.plugin_version)
+                plugins.load(library.module, needed=engines.plugin_version)
         return self._runtimes[engines.builder]
 
     def _kernels(self, library: TensorRtLibrary) -> KernelCache:
@@ -139,27 +145,6 @@ class TensorRtBackend:
         kernels = KernelCache(user_cache() / f"kernels-{library.version}-sm{self._sm}")
         weakref.finalize(self, kernels.keep)
         return kernels
-
-
-def load_plugin(library: TensorRtLibrary, version: str) -> None:
-    """Give TensorRT the plugins that engines were built with.
-
-    Raises:
-        BackendError: This edgeprune has none, or another version.
-        EngineError: Its library is missing or does not fit this TensorRT.
-    """
-    load = getattr(importlib.import_module("edgeprune.plugins"), "load", None)
-    if load is None:
-        raise BackendError(
-            f"the engines need the plugin {version}, and this edgeprune has none: update edgeprune, or build the "
-            "engines without it"
-        )
-    found = str(load(library.module).version)
-    if found != version:
-        raise BackendError(
-            f"the engines were built with the plugin {version}, and {found} is installed: build them again with "
-            "edgeprune build BUNDLE --target this"
-        )
 
 
 def _deserialize(runtime: _Runtime, path: Path, entry: EngineEntry) -> Any:

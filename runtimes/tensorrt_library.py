@@ -11,6 +11,8 @@ from edgeprune.targets import Target
 
 # TensorRT reads ONNX's Attention, RotaryEmbedding and RMSNormalization, which opset 23 has, from here on.
 FUSED_OPSET, FUSED_TENSORRT = 23, (10, 15)
+# From here on a registered plugin goes before a function of the model.
+PLUGINS_FIRST = (10, 7)
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
 _KIT = "edgeprune build … --kit DIR writes what to carry to a machine that can"
 
@@ -50,6 +52,11 @@ class TensorRtLibrary:
                 f"the bundle has opset {opset}, which TensorRT reads from 10.15 on, and {self.version} is installed: "
                 "export with --opset 20"
             )
+
+    @property
+    def takes_functions_first(self) -> bool:
+        """Whether its parser expands a function of the model even where a plugin of the name is registered."""
+        return not self.is_rtx and _version(self.version) < PLUGINS_FIRST
 
     def compute_capability(self, sm: int) -> Any:
         """TensorRT for RTX's name of a GPU."""

@@ -162,6 +162,16 @@ def test_run_needs_the_base_and_onnxruntime_only(atp_bundle):
     assert len(json.loads(ran.stdout)["token_ids"]) <= 2
 
 
+def test_profile_needs_the_base_and_onnxruntime_only(atp_bundle, tmp_path):
+    others = tuple(module for module in HEAVY if module != "onnxruntime")
+    few = ["--runs", "1", "--warmup", "0", "--max-new-tokens", "1", "--threads", "1"]
+    page = tmp_path / "page.html"
+    ran = run_without(others, "profile", str(atp_bundle), *few, "--html", str(page), "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["bundles"][0]["sites"]
+    assert page.stat().st_size > 10_000
+
+
 def test_inspect_and_doctor_need_the_base_only(atp_bundle):
     assert run_without(HEAVY, "inspect", str(atp_bundle)).returncode == 0
     ran = run_without(HEAVY, "doctor", "--json")

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import edgeprune
-from edgeprune import calibration_entry, manifest, tensor_names
+from edgeprune import calibration_entry, manifest, quantization_entry, tensor_names
 from edgeprune.cli import main
 from edgeprune.operators import schema
 from edgeprune.prune import registry
@@ -174,7 +174,7 @@ def test_the_reference_of_the_manifest_is_complete():
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     records = [
         value
-        for module in (manifest, calibration_entry)
+        for module in (manifest, calibration_entry, quantization_entry)
         for value in vars(module).values()
         if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
     ]

@@ -15,6 +15,9 @@ PLUGIN_NAMESPACE = "edgeprune"
 PLUGIN_VERSION = "1"
 """Version of the TensorRT plugin creators; each node carries it as an attribute."""
 
+PLUGIN_LIBRARY_VERSION = 1
+"""Of the library with the creators; it must be this one, as ``plugins/tensorrt/plugin_version.h`` says it."""
+
 ATTENTION_SCORE = "AttentionScore"
 TOKEN_SELECT = "TokenSelect"
 TOKEN_GATHER = "TokenGather"
@@ -28,6 +31,19 @@ TOPK = "topk"
 SOFT_NMS = "soft_nms"
 DPP = "dpp"
 TOKEN_SELECT_MODES = (THRESHOLD, SOFT_NMS, DPP, TOPK)
+
+SCORE_SELECT = "ScoreSelect"
+"""AttentionScore and TokenSelect in one plugin; no bundle has it, a build makes it of the two."""
+
+PLUGIN_MODES = {
+    ATTENTION_SCORE: ATTENTION_SCORE_MODES,
+    TOKEN_SELECT: TOKEN_SELECT_MODES,
+    TOKEN_GATHER: (),
+}
+"""What the plugins compute: the modes of each operator, none for one that has no modes."""
+
+PLUGIN_MAX_ROWS = 16384
+"""Most rows of a sequence that TokenSelect's kernels take."""
 
 DPP_STEPS = 2.0**16
 """Gains of mode ``dpp`` are compared in steps of one over this."""

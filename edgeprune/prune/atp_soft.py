@@ -28,9 +28,8 @@ from edgeprune.models.llama import (
     rotary_angles,
 )
 from edgeprune.models.vision_language import VisionLanguageModel
-from edgeprune.positions import SEQUENTIAL
 from edgeprune.prune.atp import Atp, ThresholdHeads, grid_places, spatial_scores
-from edgeprune.prune.method import ModelGeometry
+from edgeprune.prune.schedule import cosine_with_warmup
 
 SOFTMAX_EPS = 1e-6
 
@@ -81,13 +80,11 @@ class AtpTraining:
 
     def learning_rate_at(self, progress: float) -> float:
         """Learning rate after the share ``progress`` (0 … 1)."""
-        if progress < self.warmup:
-            return self.learning_rate * progress / self.warmup
-        return self.learning_rate * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
+        return cosine_with_warmup(self.learning_rate, self.warmup, progress)
 
 
 class SoftSite(NamedTuple):
-    """One site's thresholds θ [B] and its mask [B, N0], the masks of the sites before it multiplied in."""
+    """One site's thresholds θ [B, G] and its mask [B, K], the masks of the sites before it multiplied in."""
 
     mask: Tensor
     theta_r: Tensor
@@ -133,50 +130,52 @@ def soft_attention(gate: Tensor) -> AttentionFunction:
     return attend
 
 
-def check_trainable(name: str, geometry: ModelGeometry) -> None:
-    """Refuse a model whose rows have positions that the training forms do not give them.
+class VisualRows(NamedTuple):
+    """Where the visual tokens of a batch are; every sequence has equally many.
 
-    Raises:
-        PruningError: With the models that work.
+    Shapes:
+        rows: [B, K] int64, their rows, ascending.
+        places: [B, K, 5] int64: grid, row, column, rows and columns of the grid (``VisualLayout.table``).
+        position_ids: [B, S] int64; [3, S] for one sequence of a family with positions on three axes.
+        num_grids: G, grids of a sequence.
     """
-    if geometry.positions != SEQUENTIAL:
-        raise PruningError(
-            f"{name}: the training form numbers rows one after the other, and this family's have positions on three "
-            "axes; train with a model of the family llava"
-        )
+
+    rows: Tensor
+    places: Tensor
+    position_ids: Tensor
+    num_grids: int
+
+    @classmethod
+    def of_one_picture(cls, picture_start: Tensor, grid: tuple[int, int], length: int) -> "VisualRows":
+        """Sequences of ``length`` rows with one whole picture each, from the rows where it begins [B]."""
+        places = grid_places(grid).to(picture_start.device)
+        rows = picture_start.unsqueeze(1) + torch.arange(places.shape[0], device=picture_start.device)
+        position_ids = torch.arange(length, device=picture_start.device)
+        batch = picture_start.shape[0]
+        return cls(rows, places.expand(batch, -1, -1), position_ids.expand(batch, -1), 1)
 
 
 class SoftPrunedDecoder(nn.Module):
-    """A decoder under the soft masks of its only parameters, the threshold heads; the model is frozen."""
-
-    spatial: Tensor
+    """A decoder under soft masks; its only parameters are the threshold heads, the model is frozen at first."""
 
     def __init__(self, model: VisionLanguageModel, method: Atp, training: AtpTraining) -> None:
         """Lay fresh heads over the model and freeze it.
 
         Raises:
-            PruningError: The method, or its training, does not fit the model.
+            PruningError: The method does not fit the model.
         """
         super().__init__()
         geometry = model.config.geometry
         method.check(geometry)
-        check_trainable(method.name, geometry)
-        if not geometry.one_size:
-            raise PruningError(
-                f"{method.name}: the training form takes pictures of one size, and this family's differ; train with a "
-                "model of the family llava"
-            )
         # Inside a tuple, so that the model's parameters do not become this module's.
-        self._frozen = (model.requires_grad_(False),)
+        self._model = (model.requires_grad_(False),)
         self.method = method
         self.options = training
-        self.num_patches = geometry.num_patches
+        self.grid = geometry.grid
         thetas = {"theta_r": training.theta_r, "theta_s": training.theta_s}
         self.heads = nn.ModuleList(
-            ThresholdHeads(self.num_patches, method.hidden_width, **thetas) for _ in method.layers
+            ThresholdHeads(geometry.num_patches, method.hidden_width, **thetas) for _ in method.layers
         )
-        spatial = spatial_scores(grid_places(geometry.grid), method.strides, method.sample_scale)
-        self.register_buffer("spatial", spatial, persistent=False)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the heads by the names that ``pruning.safetensors`` uses."""
@@ -187,97 +186,144 @@ class SoftPrunedDecoder(nn.Module):
         }
 
     def forward(
-        self, inputs_embeds: Tensor, picture_start: Tensor, prompt_length: Tensor, temperature: float
+        self, inputs_embeds: Tensor, visual: VisualRows, prompt_length: Tensor, temperature: float
     ) -> SoftPrefill:
-        """Run sequences with one whole picture each, padded on the right.
+        """Run sequences, padded on the right.
 
-        S_cross averages over the text between picture and answer: in inference there is no answer yet.
+        S_cross averages over the text between the last picture and the answer: in inference there is no answer yet.
 
         Args:
             inputs_embeds: [B, S, C], prompts with their answers.
-            picture_start: [B] int64, rows of the first visual tokens.
+            visual: Where the visual tokens are.
             prompt_length: [B] int64, rows before the answers.
             temperature: T; infinity gives masks of 0 and 1, those of inference, without a gradient.
         """
-        model, batch = self._frozen[0], inputs_embeds.shape[0]
-        position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).expand(batch, -1)
-        slots = position_ids[:, : self.num_patches]
-        rows = picture_start.unsqueeze(1) + slots
-        is_text = (position_ids > rows[:, -1:]) & (position_ids < prompt_length.unsqueeze(1))
+        model, (batch, length, _) = self._model[0], inputs_embeds.shape
+        origin = torch.arange(length, device=inputs_embeds.device).expand(batch, -1)
+        is_text = (origin > visual.rows[:, -1:]) & (origin < prompt_length.unsqueeze(1))
         gate = torch.ones_like(is_text, dtype=torch.float32)
-        state = _State(inputs_embeds, position_ids, is_text, gate, slots, rows)
+        tokens = torch.arange(visual.rows.shape[1], device=inputs_embeds.device).expand(batch, -1)
+        state = _State(inputs_embeds, origin, is_text, gate, tokens, visual.rows)
         attend: AttentionFunction = fused_attention
         attention: AttentionOutput | None = None
         sites, counts, count = list[SoftSite](), list[Tensor](), state.alive.sum(dim=1)
         for index in range(model.config.decoder.num_layers):
             if attention is not None and index in self.method.layers:
-                site = self._site(len(sites), attention, state, temperature)
-                gate = torch.ones_like(state.gate).scatter(1, state.rows, site.mask.gather(1, state.slots))
+                site = self._site(len(sites), attention, state, visual, temperature)
+                gate = torch.ones_like(state.gate).scatter(1, state.rows, site.mask.gather(1, state.tokens))
                 state = state._replace(gate=gate).drop(self.options.drop_below)
                 attend, count = soft_attention(state.gate), site.mask.sum(dim=1)
                 sites.append(site)
             counts.append(count)
             layer = model.language_model.layer(index)
-            angles = rotary_angles(model.config.decoder, state.position_ids, state.hidden.dtype)
+            # One sequence may have several axes, and several sequences one each.
+            position_ids = visual.position_ids.gather(
+                1, state.origin.expand(visual.position_ids.shape[0], -1)
+            )
+            angles = rotary_angles(model.config.decoder, position_ids, state.hidden.dtype)
             visible = causal_mask(state.hidden.shape[1], 0, state.hidden.device)
             attention = layer.attention(state.hidden, angles, visible, attend=attend)
             state = state._replace(hidden=layer.feed_forward(attention.hidden))
-        places = state.position_ids.unsqueeze(2).expand_as(state.hidden)
-        hidden = torch.zeros_like(inputs_embeds).scatter(1, places, state.hidden)
+        rows = state.origin.unsqueeze(2).expand_as(state.hidden)
+        hidden = torch.zeros_like(inputs_embeds).scatter(1, rows, state.hidden)
         return SoftPrefill(model.head(hidden), tuple(sites), torch.stack(counts, dim=1))
 
-    def _site(self, index: int, attention: AttentionOutput, state: "_State", temperature: float) -> SoftSite:
+    def _site(
+        self,
+        index: int,
+        attention: AttentionOutput,
+        state: "_State",
+        visual: VisualRows,
+        temperature: float,
+    ) -> SoftSite:
         """Thresholds and mask (Eq. 6-11)."""
         alive = state.alive
-        self_score = soft_normalise(_self_score(attention, state), alive, self.method.self_norm)
-        cross_score = soft_normalise(_cross_score(attention, state), alive, self.method.cross_norm)
-        grid = alive.new_zeros(alive.shape[0], self.num_patches)
-        seen = (grid.scatter(1, state.slots, scores * alive) for scores in (self_score, cross_score))
-        theta_r, theta_s = self.heads[index](*seen)
+        places = _take(visual.places, state.tokens)
+        grids = torch.arange(visual.num_grids, device=places.device).unsqueeze(1)
+        members = (places[:, None, :, 0] == grids).float()
+        self_score = _by_grid(_self_score(attention, state, members), members, alive, self.method.self_norm)
+        cross_score = _cross_score(attention, state).unsqueeze(1).expand_as(members)
+        cross_score = _by_grid(cross_score, members, alive, self.method.cross_norm)
+        seen = (
+            self._by_cell(scores * alive, places, visual.num_grids, alive)
+            for scores in (self_score, cross_score)
+        )
+        with torch.autocast(alive.device.type, enabled=False):
+            theta_r, theta_s = self.heads[index](*seen)
         weight = self.method.self_weight
         redundant = weight * self_score + (1 - weight) * cross_score
-        spatial = self.spatial[state.slots]
-        margin = torch.maximum(redundant - theta_r.unsqueeze(1), spatial - theta_s.unsqueeze(1))
+        spatial = spatial_scores(places.flatten(0, 1), self.method.strides, self.method.sample_scale)
+        own = places[:, :, 0]
+        margin = torch.maximum(
+            redundant - theta_r.gather(1, own), spatial.view_as(redundant) - theta_s.gather(1, own)
+        )
         passes = (margin > 0).float() if math.isinf(temperature) else torch.sigmoid(margin * temperature)
         mask = passes * alive
         best = torch.where(alive > 0.5, redundant, -math.inf).argmax(dim=1, keepdim=True)
         none_left = (mask <= 0.5).all(dim=1, keepdim=True)
         survivor = torch.zeros_like(mask).scatter(1, best, none_left.float())
-        return SoftSite(grid.scatter(1, state.slots, torch.maximum(mask, survivor)), theta_r, theta_s)
+        whole = mask.new_zeros(mask.shape[0], visual.rows.shape[1])
+        return SoftSite(whole.scatter(1, state.tokens, torch.maximum(mask, survivor)), theta_r, theta_s)
+
+    def _by_cell(self, values: Tensor, places: Tensor, num_grids: int, alive: Tensor) -> Tensor:
+        """Values [B, K] in the cells of the heads' grid, [B, G, N0]; tokens that share a cell are averaged."""
+        rows, columns = self.grid
+        row = places[:, :, 1] * rows // places[:, :, 3].clamp(min=1)
+        column = places[:, :, 2] * columns // places[:, :, 4].clamp(min=1)
+        cell = (places[:, :, 0] * rows + row) * columns + column
+        empty = values.new_zeros(values.shape[0], num_grids * rows * columns)
+        count = empty.scatter_add(1, cell, alive).clamp(min=1)
+        return (empty.scatter_add(1, cell, values) / count).view(-1, num_grids, rows * columns)
 
 
-def atp_loss(prefill: SoftPrefill, method: Atp, training: AtpTraining) -> Tensor:
-    """λ_ATP·L_ATP + λ_target·L_target (Eq. 12-14), a scalar: the loss without the next-token prediction."""
+def atp_loss(
+    prefill: SoftPrefill, method: Atp, training: AtpTraining, mean_count: Tensor | None = None
+) -> Tensor:
+    """λ_ATP·L_ATP + λ_target·L_target (Eq. 12-14), a scalar: the loss without the next-token prediction.
+
+    Args:
+        prefill: The batch.
+        method: Its sites.
+        training: λ_ATP, λ_target and N_target.
+        mean_count: N̄, where the batch is a part of a larger one; by default that of the batch.
+    """
     shares = [site.mask.mean() * layer for site, layer in zip(prefill.sites, method.layers, strict=True)]
-    distance = (prefill.counts.mean() - training.target_tokens).abs()
+    mean_count = prefill.counts.mean() if mean_count is None else mean_count
+    distance = (mean_count - training.target_tokens).abs()
     return training.lambda_atp * torch.stack(shares).sum() + training.lambda_target * distance
 
 
 def soft_normalise(scores: Tensor, alive: Tensor, norm: str) -> Tensor:
-    """``normalise_scores`` of :mod:`edgeprune.prune.atp` for a batch [B, K]; who is alive by a half is a member."""
+    """``normalise_scores`` of :mod:`edgeprune.prune.atp` for rows [..., K]; who is alive by a half is a member."""
     if norm == "sigmoid":
         return torch.sigmoid(scores)
     if norm == "minmax":
         members = alive > 0.5
-        low = torch.where(members, scores, math.inf).amin(dim=1, keepdim=True)
-        high = torch.where(members, scores, -math.inf).amax(dim=1, keepdim=True)
+        low = torch.where(members, scores, math.inf).amin(dim=-1, keepdim=True)
+        high = torch.where(members, scores, -math.inf).amax(dim=-1, keepdim=True)
         return ((scores - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
     return scores
+
+
+def _by_grid(scores: Tensor, members: Tensor, alive: Tensor, norm: str) -> Tensor:
+    """Scores of the tokens for every grid [B, G, K], normalised within each, → each token's for its own [B, K]."""
+    own = soft_normalise(scores, members * alive.unsqueeze(1), norm)
+    return torch.where(members > 0, own, 0.0).sum(dim=1)
 
 
 class _State(NamedTuple):
     """The rows that a batch computes at some depth.
 
     Shapes:
-        hidden: [B, S, C]; position_ids, gate: [B, S]; is_text: [B, S], the rows between picture and answer;
-        slots: [B, K], grid positions of the visual tokens; rows: [B, K], their rows, consecutive.
+        hidden: [B, S, C]; origin: [B, S], their rows in the whole sequence; is_text: [B, S], the rows between pictures
+        and answer; gate: [B, S]; tokens: [B, K], which visual tokens are left; rows: [B, K], where they are now.
     """
 
     hidden: Tensor
-    position_ids: Tensor
+    origin: Tensor
     is_text: Tensor
     gate: Tensor
-    slots: Tensor
+    tokens: Tensor
     rows: Tensor
 
     @property
@@ -294,16 +340,20 @@ class _State(NamedTuple):
         stays = torch.ones_like(self.is_text).scatter(1, self.rows, False)
         stays = stays.scatter(1, self.rows.gather(1, kept), True)
         order = stays.nonzero()[:, 1].view(stays.shape[0], -1)
-        hidden, position_ids, is_text, gate = (_take(x, order) for x in self[:4])
-        return _State(hidden, position_ids, is_text, gate, _take(self.slots, kept), self.rows[:, :num_kept])
+        rows = (stays.cumsum(dim=1) - 1).gather(1, self.rows.gather(1, kept))
+        hidden, origin, is_text, gate = (_take(x, order) for x in self[:4])
+        return _State(hidden, origin, is_text, gate, _take(self.tokens, kept), rows)
 
 
-def _self_score(attention: AttentionOutput, state: _State) -> Tensor:
-    """S_self [B, K] (Eq. 3): the mean over queries commutes with the product, as in inference."""
-    weights = state.alive / state.alive.sum(dim=1, keepdim=True).clamp(min=SOFTMAX_EPS)
-    visual_query = _take(attention.query.transpose(1, 2), state.rows)
-    mean_query = torch.einsum("bk,bkhd->bhd", weights, visual_query).unsqueeze(2)
-    return attention_logits(mean_query, attention.key).mean(dim=1).squeeze(1).gather(1, state.rows)
+def _self_score(attention: AttentionOutput, state: _State, members: Tensor) -> Tensor:
+    """S_self of every token for every grid [B, G, K] (Eq. 3): the mean over queries commutes with the product."""
+    weights = members * state.alive.unsqueeze(1)
+    weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=SOFTMAX_EPS)
+    visual_query = _take(attention.query.transpose(1, 2), state.rows).float()
+    with torch.autocast(weights.device.type, enabled=False):
+        mean_query = torch.einsum("bgk,bkhd->bhgd", weights, visual_query)
+    logits = attention_logits(mean_query, attention.key).mean(dim=1)
+    return logits.gather(2, state.rows.unsqueeze(1).expand(-1, members.shape[1], -1))
 
 
 def _cross_score(attention: AttentionOutput, state: _State) -> Tensor:
@@ -314,14 +364,15 @@ def _cross_score(attention: AttentionOutput, state: _State) -> Tensor:
     probabilities = masked_softmax(logits, state.gate[:, None, None], visible).mean(dim=1)
     text = state.is_text[:, first:].float()
     text = text / text.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.einsum("br,brs->bs", text, probabilities).gather(1, state.rows)
+    return (text.unsqueeze(2) * probabilities).sum(dim=1).gather(1, state.rows)
 
 
 def attention_logits(query: Tensor, key: Tensor) -> Tensor:
     """q·k/√D in float32: [B, H, R, D], [B, Hkv, S, D] → [B, H, R, S]."""
     batch, heads, rows, width = query.shape
-    grouped = query.reshape(batch, key.shape[1], -1, width).float()
-    return (grouped @ key.float().transpose(2, 3)).view(batch, heads, rows, -1) / math.sqrt(width)
+    with torch.autocast(query.device.type, enabled=False):
+        grouped = query.reshape(batch, key.shape[1], -1, width).float()
+        return (grouped @ key.float().transpose(2, 3)).view(batch, heads, rows, -1) / math.sqrt(width)
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:

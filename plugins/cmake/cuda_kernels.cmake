@@ -11,6 +11,10 @@ get_filename_component(CUDA_ROOT ${CUDA_BIN} DIRECTORY)
 set(CUDA_SEARCH HINTS ${CUDA_ROOT} ${CUDA_ROOT}/targets/${CMAKE_SYSTEM_PROCESSOR}-linux
   /usr/local/cuda PATHS /usr)
 find_path(EDGEPRUNE_CUDART_INCLUDE cuda_runtime_api.h ${CUDA_SEARCH} PATH_SUFFIXES include)
+if(CMAKE_CROSSCOMPILING AND NOT EDGEPRUNE_CUDART)  # the one beside nvcc is for this machine
+  message(FATAL_ERROR "edgeprune_kernels: give the ${CMAKE_SYSTEM_PROCESSOR} CUDA runtime with -DEDGEPRUNE_CUDART=, a "
+    "libcudart_static.a of nvcc's version (it is in the ${CMAKE_SYSTEM_PROCESSOR} wheel of nvidia-cuda-runtime on PyPI)")
+endif()
 find_library(EDGEPRUNE_CUDART cudart_static ${CUDA_SEARCH} PATH_SUFFIXES lib lib64)
 if(NOT EDGEPRUNE_CUDART OR NOT EDGEPRUNE_CUDART_INCLUDE)
   message(FATAL_ERROR "edgeprune_kernels: ${EDGEPRUNE_NVCC} was found, but not cuda_runtime_api.h and "
@@ -30,7 +34,8 @@ endforeach()
 file(GLOB KERNEL_HEADERS CONFIGURE_DEPENDS ${KERNELS}/*.h ${KERNELS}/*.cuh)
 set(COMPILE_KERNEL ${CMAKE_CURRENT_SOURCE_DIR}/cmake/compile_kernel.cmake)
 set(KERNEL_OBJECTS)
-foreach(name attention_score attention_score_tiles attention_score_vectors token_gather token_select token_select_soft_nms)
+foreach(name attention_score attention_score_tiles attention_score_vectors token_gather token_select token_select_dpp
+    token_select_soft_nms)
   set(object ${CMAKE_CURRENT_BINARY_DIR}/${name}.o)
   add_custom_command(
     OUTPUT ${object} ${CMAKE_CURRENT_BINARY_DIR}/${name}.ptxas.txt

@@ -85,6 +85,21 @@ inline AttentionPlan plan_attention(const AttentionScoreProblem& p) {
   return plan;
 }
 
+// At least the bytes of the plan of this problem and of every smaller one. Splits fill up a launch, so blocks times
+// splits exceed the blocks by kEnoughBlocks at most.
+inline int64_t workspace_bound(const AttentionScoreProblem& p) {
+  const AttentionPlan plan = plan_attention(p);
+  if (plan.path == AttentionPath::logits) return plan.bytes;
+  const int64_t heads = static_cast<int64_t>(p.batch) * p.key_heads, keys = p.keys, M = plan.head_rows;
+  const int64_t few = std::min<int64_t>(M, kFewRows), margin = 512;  // what alignment adds
+  const int64_t few_rows = heads * few * (ceil_div(keys, kKeysPerBlock) * 8 + keys * 4) + margin;
+  if (plan.path == AttentionPath::few_rows) return few_rows;
+  const int64_t S = plan.tile.stationary;
+  const int64_t statistics = (heads * ceil_div(M, S) + kEnoughBlocks) * S * 8;
+  const int64_t parts = (heads * ceil_div(keys, S) + kEnoughBlocks) * S * p.groups * 4;
+  return std::max(few_rows, statistics + parts + margin);
+}
+
 // Everything that the kernels are given.
 struct AttentionArguments {
   AttentionScoreProblem problem;

@@ -52,6 +52,13 @@ size_t edgeprune_attention_score_workspace(const edgeprune::AttentionScoreProble
   return static_cast<size_t>(plan_attention(*problem).bytes);
 }
 
+size_t edgeprune_attention_score_workspace_bound(const edgeprune::AttentionScoreProblem* problem) {
+  using namespace edgeprune;
+  AttentionScoreProblem all_rows = *problem;  // which of the rows score changes nothing
+  all_rows.query_length = all_rows.rows;
+  return is_valid(all_rows, nullptr) ? static_cast<size_t>(workspace_bound(all_rows)) : 0;
+}
+
 cudaError_t edgeprune_attention_score(const edgeprune::AttentionScoreProblem* problem, const void* query,
                                       const void* key, const int64_t* query_rows, const int64_t* row_index,
                                       const float* row_weight, float* score, void* workspace,

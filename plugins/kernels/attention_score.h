@@ -43,6 +43,10 @@ inline bool is_valid(const AttentionScoreProblem& p, const void* query_rows) {
 // Bytes of workspace, 256-byte aligned; 0 for a problem that is not valid.
 EDGEPRUNE_API size_t edgeprune_attention_score_workspace(const edgeprune::AttentionScoreProblem* problem);
 
+// Bytes that are enough for the problem and for every smaller one: less batch, rows, keys or weightings. The workspace
+// itself may grow where rows or keys become fewer.
+EDGEPRUNE_API size_t edgeprune_attention_score_workspace_bound(const edgeprune::AttentionScoreProblem* problem);
+
 // Shapes:
 //   query: [B, H, Q, D]; key: [B, Hkv, S, D]
 //   query_rows: [R], the rows of `query` that score, or null for all of them (then Q = R)

@@ -40,6 +40,8 @@ void softmax(std::vector<double>& logits, int64_t seen) {
 
 size_t edgeprune_attention_score_workspace(const edgeprune::AttentionScoreProblem*) { return 0; }
 
+size_t edgeprune_attention_score_workspace_bound(const edgeprune::AttentionScoreProblem*) { return 0; }
+
 cudaError_t edgeprune_attention_score(const edgeprune::AttentionScoreProblem* problem, const void* query,
                                       const void* key, const int64_t* query_rows, const int64_t* row_index,
                                       const float* row_weight, float* score, void*, cudaStream_t) {

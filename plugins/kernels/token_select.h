@@ -71,3 +71,31 @@ EDGEPRUNE_API cudaError_t edgeprune_select_by_soft_nms(const edgeprune::SoftNmsP
                                                        const int64_t* places, const float* nearness,
                                                        int64_t* keep_indices, int64_t* keep_count,
                                                        void* workspace, cudaStream_t stream);
+
+// Bytes of workspace, 256-byte aligned; 0 for more than 16,384 rows. It is as large as the kernel: of every row, what
+// each row kept before explains of it.
+EDGEPRUNE_API size_t edgeprune_select_by_dpp_workspace(int32_t batch, int32_t rows);
+
+// Keeps num_keep droppable rows, one after the other: the greedy MAP of a determinantal point process. A row's gain is
+// kernel[i, i] less what the rows kept before explain of it; the row with the highest gain is kept, and it explains
+// e² of row j of its group, e = (kernel[i, j] - Σ of what both share) / √(gain + 10⁻⁶). Gains are compared in steps of
+// 2⁻¹⁶, and a row whose gain is less than half a step explains nothing. No group keeps more than its group_keep. Entries
+// of the kernel that are NaN or infinite count as 0.
+//
+// Shapes:
+//   kernel: [B, S, S], symmetric; num_keep: [B]; droppable: [B, S]
+//   groups: [B, S], equal for the rows of a group; group_keep: [B, S], equal for the rows of a group
+//   keep_indices: [B, S]; keep_count: [B]
+// Returns cudaErrorInvalidValue for more than 16,384 rows.
+EDGEPRUNE_API cudaError_t edgeprune_select_by_dpp(int32_t batch, int32_t rows, const float* kernel,
+                                                  const int64_t* num_keep, const uint8_t* droppable,
+                                                  const int64_t* groups, const int64_t* group_keep,
+                                                  int64_t* keep_indices, int64_t* keep_count, void* workspace,
+                                                  cudaStream_t stream);
+
+namespace edgeprune {
+
+constexpr float kDppSteps = 65536.0f;  // of a gain, per one
+constexpr float kDppEpsilon = 1e-6f;
+
+}  // namespace edgeprune

@@ -83,6 +83,41 @@ void soft_nms(const SoftNmsProblem& p, std::vector<float>& score, int64_t num_ke
   }
 }
 
+double finite_or_zero(float value) { return std::isfinite(value) ? value : 0.0; }
+
+void dpp(int64_t S, const float* kernel, int64_t num_keep, const uint8_t* droppable, const int64_t* groups,
+         const int64_t* group_keep, std::vector<bool>& keep) {
+  std::vector<double> gain(S);
+  std::vector<int64_t> taken(S);                // of the row's group
+  std::vector<std::vector<double>> shares(S);  // what each row kept before explains of the row
+  for (int64_t i = 0; i < S; ++i) gain[i] = finite_or_zero(kernel[i * S + i]);
+  const auto steps_of = [&](int64_t i) {
+    return std::max(std::nearbyint(static_cast<float>(gain[i]) * kDppSteps), 0.0f);
+  };
+  for (int64_t n = 0; n < num_keep; ++n) {
+    int64_t chosen = -1;
+    for (int64_t i = 0; i < S; ++i) {
+      const bool open = droppable[i] && !keep[i] && taken[i] < group_keep[i];
+      if (open && (chosen < 0 || steps_of(i) > steps_of(chosen))) chosen = i;
+    }
+    if (chosen < 0) return;
+    keep[chosen] = true;
+    const bool explains = steps_of(chosen) > 0;
+    const double root = std::sqrt(gain[chosen] + kDppEpsilon);
+    const std::vector<double> own = shares[chosen];
+    for (int64_t j = 0; j < S; ++j) {
+      if (groups[j] != groups[chosen]) continue;
+      ++taken[j];
+      if (!explains) continue;
+      double entry = finite_or_zero(kernel[chosen * S + j]);
+      for (size_t u = 0; u < own.size(); ++u) entry -= own[u] * shares[j][u];
+      entry /= root;
+      shares[j].push_back(entry);
+      gain[j] -= entry * entry;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace edgeprune
 
@@ -143,6 +178,22 @@ cudaError_t edgeprune_select_by_soft_nms(const edgeprune::SoftNmsProblem* proble
     std::vector<bool> keep = text_rows(droppable + b * S, S);
     soft_nms(p, score, num_keep[b], droppable + b * S, unit_rows(features, b * S, p), places + b * S * 2,
              nearness, keep);
+    partition(keep, keep_indices + b * S, keep_count + b);
+  }
+  return cudaSuccess;
+}
+
+size_t edgeprune_select_by_dpp_workspace(int32_t, int32_t) { return 0; }
+
+cudaError_t edgeprune_select_by_dpp(int32_t batch, int32_t rows, const float* kernel, const int64_t* num_keep,
+                                    const uint8_t* droppable, const int64_t* groups, const int64_t* group_keep,
+                                    int64_t* keep_indices, int64_t* keep_count, void*, cudaStream_t) {
+  using namespace edgeprune;
+  if (!is_selection(batch, rows)) return cudaErrorInvalidValue;
+  const int64_t S = rows;
+  for (int64_t b = 0; b < batch; ++b) {
+    std::vector<bool> keep = text_rows(droppable + b * S, S);
+    dpp(S, kernel + b * S * S, num_keep[b], droppable + b * S, groups + b * S, group_keep + b * S, keep);
     partition(keep, keep_indices + b * S, keep_count + b);
   }
   return cudaSuccess;

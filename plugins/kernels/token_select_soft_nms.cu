@@ -5,7 +5,7 @@
 #include <cfloat>
 #include <type_traits>
 
-#include "block_partition.cuh"
+#include "greedy_choice.cuh"
 #include "token_select.h"
 
 namespace edgeprune {
@@ -118,36 +118,6 @@ __device__ inline float finite(float score) {
   return isnan(score) ? -FLT_MAX : fminf(fmaxf(score, -FLT_MAX), FLT_MAX);
 }
 
-// The row with the highest score, the lowest index among equals; some row where all are gone.
-__device__ int best_open_row(const float* score, int rows, uint32_t* bests) {
-  uint32_t best = 0;
-  int row = 0;
-  for (int j = threadIdx.x; j < rows; j += kSelectThreads) {
-    const uint32_t key = order_key(score[j]);
-    if (key > best) {
-      best = key;
-      row = j;
-    }
-  }
-#pragma unroll
-  for (int round = 0; round < 2; ++round) {
-    const uint32_t highest = __reduce_max_sync(kAllLanes, best);
-    row = static_cast<int>(
-        __reduce_min_sync(kAllLanes, best == highest ? static_cast<unsigned>(row) : 0xffffffffu));
-    best = highest;
-    if (round == 0) {
-      if (lane_index() == 0) {
-        bests[warp_index()] = best;
-        bests[kSelectWarps + warp_index()] = static_cast<uint32_t>(row);
-      }
-      __syncthreads();
-      best = bests[lane_index()];
-      row = static_cast<int>(bests[kSelectWarps + lane_index()]);
-    }
-  }
-  return row;
-}
-
 template <typename T>
 __global__ __launch_bounds__(kSelectThreads, 1) void choose_greedily(Likeness<T> all, const float* scores,
                                                                   const int64_t* num_keep,
@@ -172,9 +142,10 @@ __global__ __launch_bounds__(kSelectThreads, 1) void choose_greedily(Likeness<T>
 
   for (int n = 0; n < num; ++n) {
     __syncthreads();  // the scores are lowered, and the bests of the step before are read
-    const int chosen = best_open_row(score, rows, reinterpret_cast<uint32_t*>(counts));
+    const int chosen =
+        best_row_by(rows, reinterpret_cast<uint32_t*>(counts), [&](int j) { return score[j]; });
     const int listed = num_neighbours[first + chosen];
-    // All have read the scores by now: best_open_row has a barrier behind its reads.
+    // All have read the scores by now: best_row_by has a barrier behind its reads.
     if (threadIdx.x == 0) score[chosen] = kGone;
     if (listed <= kNeighbours) {
       if (static_cast<int>(threadIdx.x) < listed) {
@@ -192,13 +163,8 @@ __global__ __launch_bounds__(kSelectThreads, 1) void choose_greedily(Likeness<T>
     }
   }
   __syncthreads();
-  constexpr int Items = kMaxSelectRows / kSelectThreads;
-  uint32_t keep = 0;  // one bit per slice
-  for (int i = 0; i < Items; ++i) {
-    const int row = row_of<Items>(i);
-    if (row < rows && score[row] == kGone) keep |= 1u << i;
-  }
-  write_partition<Items>(keep, rows, keep_indices + first, keep_count + blockIdx.x, counts);
+  write_chosen(rows, keep_indices + first, keep_count + blockIdx.x, counts,
+               [&](int row) { return score[row] == kGone; });
 }
 
 size_t count_bytes(const SoftNmsProblem& p) {

@@ -1,12 +1,15 @@
 """The native libraries, built once. All tests of this folder belong to one xdist group: one worker builds them."""
 
 import fcntl
+import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from plugin_host import PluginHost
 
 from edgeprune.plugins.build import SOURCES, NativeLibraries, build, find_nvcc
 from edgeprune.plugins.kernel_library import KernelLibrary
@@ -70,3 +73,46 @@ def emulated() -> KernelLibrary:
         ran = subprocess.run([*command, "-o", library], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     return KernelLibrary(library, "cpu")
+
+
+@pytest.fixture(scope="session")
+def reference_plugins() -> Path:
+    """TensorRT's plugins over the references, compiled with the headers of the system or of ``TENSORRT_ROOT``."""
+    folder = OUTPUT / "plugin"
+    options = {
+        "EDGEPRUNE_NVCC": find_nvcc(),
+        "EDGEPRUNE_CUDA_ARCHITECTURES": "89",
+        "EDGEPRUNE_WARNINGS_ARE_ERRORS": "ON",
+        "TENSORRT_ROOT": os.environ.get("TENSORRT_ROOT", ""),
+    }
+    with alone():
+        configured = run(
+            "cmake", "-S", SOURCES, "-B", folder, *(f"-D{name}={value}" for name, value in options.items())
+        )
+        missing = re.search(r"edgeprune_tensorrt: not built, (.*)", configured)
+        if missing:
+            pytest.skip(f"TensorRT's plugins cannot be compiled here: {missing[1]}")
+        run("cmake", "--build", folder, "--target", "edgeprune_tensorrt_reference", "edgeprune_rtx_name")
+    return folder / "libedgeprune_tensorrt_reference.so"
+
+
+@pytest.fixture(scope="session")
+def plugin_host(reference_plugins: Path) -> PluginHost:
+    """What stands for TensorRT; compiled with the same headers."""
+    cache = (reference_plugins.parent / "CMakeCache.txt").read_text("utf-8")
+    include = [
+        word
+        for name in ("EDGEPRUNE_TENSORRT_INCLUDE", "EDGEPRUNE_CUDART_INCLUDE")
+        for word in ("-isystem", re.search(rf"^{name}:PATH=(.*)$", cache, re.MULTILINE)[1])
+    ]
+    host = reference_plugins.parent / "libplugin_host.so"
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    with alone():
+        run("c++", *flags, *include, FOLDER / "plugin_host" / "plugin_host.cpp", "-o", host, "-ldl")
+    return PluginHost(host, reference_plugins)
+
+
+def run(*command: object) -> str:
+    ran = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout

@@ -78,6 +78,17 @@ def test_soft_nms(kernels, reference, name, dtype):
     kernel_checks.check_soft_nms(kernels, reference, case, seed=1)
 
 
+@pytest.mark.parametrize("name", kernel_checks.DPP_CASES)
+def test_dpp(kernels, reference, name):
+    kernel_checks.check_dpp(kernels, reference, kernel_checks.DPP_CASES[name], seed=2)
+
+
+@pytest.mark.parametrize("S", [1, 2, 40, 1025])
+def test_dpp_of_ties(kernels, reference, S):
+    for seed in range(6):
+        kernel_checks.check_dpp_of_ties(kernels, reference, S, seed)
+
+
 @pytest.mark.parametrize(("S", "K"), [(1, 1), (50, 0), (50, 70), (700, 300), (16384, 8000)])
 def test_gather(kernels, reference, S, K):
     kernel_checks.check_gather(kernels, reference, S, K, seed=S)

@@ -8,7 +8,9 @@ import torch
 from kernel_inputs import (
     DTYPES,
     AttentionCase,
+    DppCase,
     SoftNmsCase,
+    dpp_in_float64,
     random_droppable,
     random_scores,
     soft_nms_in_float64,
@@ -62,6 +64,15 @@ SOFT_NMS_CASES = {
     "odd width": SoftNmsCase(F=37, keep=(7,)),
 }
 
+# Choices up to the number of features, whose leads are clear; ties come from kernels that are exact.
+DPP_CASES = {
+    "two sequences of two groups": DppCase(B=2, keep=(9, 14)),
+    "one group": DppCase(groups=1, keep=(8,), group_keep=(40,)),
+    "groups that are full": DppCase(S=60, groups=3, keep=(50,), group_keep=(2, 0, 5)),
+    "none and all": DppCase(B=2, S=5, F=16, groups=1, keep=(-1, 99), group_keep=(9,)),
+    "more rows than threads": DppCase(S=1100, F=24, keep=(16,), group_keep=(5, 20)),
+}
+
 
 def check_attention(library: KernelLibrary, reference: KernelLibrary, case: AttentionCase, seed: int) -> None:
     inputs = case.inputs(seed)
@@ -100,6 +111,34 @@ def check_soft_nms(library: KernelLibrary, reference: KernelLibrary, case: SoftN
     # Where a lead is smaller, rounding decides, and the test says nothing: choose another seed.
     assert min(soft_nms_in_float64(inputs, b, case.sigma)[1] for b in range(case.B)) > 1e-5
     _same(library, reference, "select_by_soft_nms", **inputs, similarity_sigma=case.sigma)
+
+
+def check_dpp(library: KernelLibrary, reference: KernelLibrary, case: DppCase, seed: int) -> None:
+    inputs = case.inputs(seed)
+    # In steps; where a lead is smaller, rounding decides, and the test says nothing: choose another seed.
+    assert min(dpp_in_float64(inputs, b)[1] for b in range(case.B)) > 1
+    _same(library, reference, "select_by_dpp", **inputs)
+
+
+def check_dpp_of_ties(library: KernelLibrary, reference: KernelLibrary, S: int, seed: int) -> None:
+    """Rows that are copies of a few, and entries that are no numbers: everything is exact but the pivots."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.integers(0, 4, S)
+    kernel = torch.from_numpy((kinds[:, None] == kinds).astype(np.float32)) * rng.choice([0.25, 1.0])
+    for value in (torch.nan, torch.inf, -torch.inf):
+        i, j = rng.integers(0, S, 2)
+        kernel[i, j] = kernel[j, i] = value
+    groups = rng.integers(0, 3, (1, S))
+    _same(
+        library,
+        reference,
+        "select_by_dpp",
+        kernel[None],
+        torch.from_numpy(rng.integers(0, S + 2, 1)),
+        random_droppable(rng, 1, S),
+        torch.from_numpy(groups),
+        torch.from_numpy(np.array([S, 2, S // 2])[groups]),
+    )
 
 
 def check_gather(library: KernelLibrary, reference: KernelLibrary, S: int, K: int, seed: int) -> None:

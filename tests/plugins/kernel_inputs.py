@@ -145,3 +145,61 @@ def soft_nms_in_float64(inputs: dict[str, Tensor], entry: int, sigma: float) -> 
         unlike = 1 - directions @ directions[chosen]
         score *= 1 - near * np.exp(-0.5 / sigma**2 * unlike**2)
     return kept, margin
+
+
+@dataclass(frozen=True)
+class DppCase:
+    """Kernels of features of one or more groups, as CDPruner makes them."""
+
+    B: int = 1
+    S: int = 40
+    F: int = 12
+    groups: int = 2
+    text: float = 0.2
+    keep: tuple[int, ...] = (9,)
+    group_keep: tuple[int, ...] = (6, 30)
+
+    def inputs(self, seed: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng(seed)
+        features = rng.standard_normal((self.B, self.S, self.F))
+        features /= np.linalg.norm(features, axis=2, keepdims=True)
+        relevance = 0.2 + 0.8 * rng.random((self.B, self.S))
+        kernel = np.einsum("bif,bjf->bij", features, features)
+        kernel *= relevance[:, :, None] * relevance[:, None, :]
+        groups = rng.integers(0, self.groups, (self.B, self.S))
+        return {
+            "kernel": torch.from_numpy(kernel.astype(np.float32)),
+            "num_keep": torch.tensor(self.keep),
+            "droppable": torch.from_numpy(rng.random((self.B, self.S)) >= self.text),
+            "groups": torch.from_numpy(10 * groups - 10),
+            "group_keep": torch.from_numpy(np.array(self.group_keep)[groups]),
+        }
+
+
+def dpp_in_float64(inputs: dict[str, Tensor], b: int) -> tuple[list[int], float]:
+    """The rows that are kept, each step by solving anew for what the kept rows explain, and the least lead in steps."""
+    kernel = inputs["kernel"][b].double().numpy()
+    droppable, groups, room = (inputs[name][b].numpy() for name in ("droppable", "groups", "group_keep"))
+    kept: list[int] = []
+    explaining: list[int] = []
+    margin = np.inf
+    for _ in range(int(inputs["num_keep"][b])):
+        gains = {}
+        for i in np.flatnonzero(droppable):
+            own = [k for k in kept if groups[k] == groups[i]]
+            if i in kept or len(own) >= room[i]:
+                continue
+            basis = [k for k in explaining if groups[k] == groups[i]]
+            part = kernel[np.ix_(basis, basis)] + 1e-6 * np.eye(len(basis))
+            across = kernel[i, basis]
+            gains[i] = kernel[i, i] - (across @ np.linalg.solve(part, across) if basis else 0.0)
+        if not gains:
+            break
+        steps = {i: max(0.0, float(np.rint(gain * 65536))) for i, gain in gains.items()}
+        chosen = max(steps, key=lambda i: (steps[i], -i))
+        others = [gains[chosen] * 65536 - gains[i] * 65536 for i in steps if i != chosen]
+        margin = min([margin, *others])
+        kept.append(int(chosen))
+        if steps[chosen] > 0:
+            explaining.append(int(chosen))
+    return kept, margin

@@ -1,14 +1,16 @@
 """The kernels' own sources, executed on the host by ``emulator/emulated_device.h``, against the references."""
 
+import ctypes
 import dataclasses
 
 import kernel_checks
+import numpy as np
 import pytest
 import torch
 from kernel_inputs import DTYPES, AttentionCase
 from kernel_inputs import attention_in_float64 as exact_attention
 
-from edgeprune.plugins.kernel_library import KernelError
+from edgeprune.plugins.kernel_library import KernelError, _AttentionScoreProblem
 
 # One worker builds the libraries and runs all tests of them.
 pytestmark = pytest.mark.xdist_group("plugins")
@@ -73,6 +75,44 @@ def test_threshold(emulated, reference, S):
 def test_soft_nms(emulated, reference, name, dtype):
     case = dataclasses.replace(kernel_checks.SOFT_NMS_CASES[name], dtype=dtype)
     kernel_checks.check_soft_nms(emulated, reference, case, seed=1)
+
+
+@pytest.mark.parametrize("name", kernel_checks.DPP_CASES)
+def test_dpp(emulated, reference, name):
+    kernel_checks.check_dpp(emulated, reference, kernel_checks.DPP_CASES[name], seed=2)
+
+
+@pytest.mark.parametrize("S", [1, 2, 40])
+def test_dpp_of_ties(emulated, reference, S):
+    for seed in range(4):
+        kernel_checks.check_dpp_of_ties(emulated, reference, S, seed)
+
+
+def test_the_workspace_bound_covers_every_smaller_problem(emulated):
+    rng = np.random.default_rng(0)
+    library = emulated._library
+    for name in ("workspace", "workspace_bound"):
+        getattr(library, f"edgeprune_attention_score_{name}").restype = ctypes.c_size_t
+
+    def size(name, B, R, S, G, **more):
+        problem = _AttentionScoreProblem(batch=B, query_length=R, rows=R, keys=S, groups=G, scale=1.0, **more)
+        return getattr(library, f"edgeprune_attention_score_{name}")(ctypes.byref(problem))
+
+    for _ in range(3000):
+        key_heads = int(rng.choice([1, 2, 8, 32]))
+        more = {
+            "element_type": int(rng.integers(0, 3)),
+            "mode": int(rng.integers(0, 2)),
+            "key_heads": key_heads,
+            "heads": key_heads * int(rng.choice([1, 4, 7])),
+            "head_dim": int(rng.choice([64, 128, 256])),
+        }
+        greatest = [int(rng.integers(1, most)) for most in (3, 900, 5000, 4)]
+        bound = size("workspace_bound", *greatest, **more)
+        assert bound >= size("workspace", *greatest, **more) > 0
+        for _ in range(5):
+            smaller = [int(rng.integers(1, most + 1)) for most in greatest]
+            assert bound >= size("workspace", *smaller, **more)
 
 
 @pytest.mark.parametrize(("S", "K"), [(1, 1), (50, 0), (50, 70), (700, 300)])

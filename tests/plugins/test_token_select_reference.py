@@ -5,13 +5,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from kernel_inputs import (
     DTYPES,
+    DppCase,
     SoftNmsCase,
+    dpp_in_float64,
     random_droppable,
     random_scores,
     soft_nms_in_float64,
 )
 
-from edgeprune.operators.token_select import select_by_soft_nms, select_by_threshold, select_top_k
+from edgeprune.operators.token_select import (
+    select_by_dpp,
+    select_by_soft_nms,
+    select_by_threshold,
+    select_top_k,
+)
 from edgeprune.plugins.kernel_library import KernelError
 
 # One worker builds the libraries and runs all tests of them.
@@ -117,6 +124,53 @@ def test_soft_nms_of_rows_that_are_alike(reference, seed, S):
     expected = select_by_soft_nms(
         scores=inputs["scores"], nearness=inputs["nearness"], **single, similarity_sigma=0.5
     )
+    assert torch.equal(order[0], expected[0])
+    assert count[0] == expected[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=SEEDS,
+    S=st.integers(1, 50),
+    groups=st.integers(1, 3),
+    keep=st.tuples(st.integers(-1, 12), st.integers(0, 12)),
+    group_keep=st.tuples(*[st.integers(0, 8)] * 3),
+)
+def test_dpp(reference, seed, S, groups, keep, group_keep):
+    case = DppCase(B=2, S=S, groups=groups, keep=keep, group_keep=group_keep)
+    inputs = case.inputs(seed)
+    order, count = reference.select_by_dpp(**inputs)
+    for b in range(case.B):
+        kept, margin = dpp_in_float64(inputs, b)
+        # In steps; below it, rounding decides which of two gains is the higher, here and in torch.
+        assume(margin > 1)
+        chosen = ~inputs["droppable"][b].numpy()
+        chosen[kept] = True
+        assert (order[b].tolist(), int(count[b])) == permutation(chosen)
+        expected = select_by_dpp(*(tensor[b] for tensor in inputs.values()))
+        assert torch.equal(order[b], expected[0])
+        assert count[b] == expected[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, S=st.integers(1, 40))
+def test_dpp_of_copies(reference, seed, S):
+    """Rows that are copies of a few: ties, gains of nothing and entries that are no numbers go by index."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.integers(0, 4, S)
+    kernel = torch.from_numpy((kinds[:, None] == kinds).astype(np.float32))
+    at = rng.integers(0, S)
+    kernel[at, at] = float(rng.choice([np.nan, np.inf, 1.0]))
+    groups = rng.integers(0, 2, S)
+    inputs = (
+        kernel,
+        torch.tensor(int(rng.integers(-1, S + 2))),
+        random_droppable(rng, S),
+        torch.from_numpy(groups),
+        torch.from_numpy(np.array([S, 3])[groups]),
+    )
+    order, count = reference.select_by_dpp(*(tensor[None] for tensor in inputs))
+    expected = select_by_dpp(*inputs)
     assert torch.equal(order[0], expected[0])
     assert count[0] == expected[1]
 

@@ -14,6 +14,7 @@ from edgeprune.prune.atp_soft import (
     SoftPrefill,
     SoftPrunedDecoder,
     SoftSite,
+    VisualRows,
     atp_loss,
     masked_softmax,
     soft_attention,
@@ -51,7 +52,8 @@ def batch_of(pruned, prompts, *, answer=()):
     embedded = pruned.model.language_model.embed_tokens(padded)
     visual = padded == IMAGE_TOKEN_ID
     embedded[visual] = features.flatten(0, 1)
-    return embedded, visual.int().argmax(dim=1), torch.tensor(lengths)
+    rows = VisualRows.of_one_picture(visual.int().argmax(dim=1), pruned.plan.geometry.grid, padded.shape[1])
+    return embedded, rows, torch.tensor(lengths)
 
 
 def prompts_of_many_lengths(spec=TINY, count=6):

@@ -25,12 +25,8 @@ from edgeprune.errors import PruningError
 from edgeprune.export.preprocessing import picture_preprocessing_from_checkpoint
 from edgeprune.models.qwen2_vl import Qwen2VlConfig
 from edgeprune.prune.adaptprune import AdaptPrune
-from edgeprune.prune.atp import Atp
-from edgeprune.prune.atp_soft import AtpTraining, SoftPrunedDecoder
 from edgeprune.prune.cdpruner import CdPruner
 from edgeprune.prune.dart import Dart
-from edgeprune.prune.dyrate import DyRate
-from edgeprune.prune.dyrate_soft import SoftDyRate
 from edgeprune.prune.evit import Evit
 from edgeprune.prune.fastv import FastV
 from edgeprune.prune.ivtp import Ivtp
@@ -323,18 +319,3 @@ def test_refusal_reaches_whoever_loads_a_checkpoint(tmp_path):
     (folder / "pruning.json").write_text(json.dumps({"methods": methods}))
     with pytest.raises(PruningError, match="use a decoder method"):
         load_checkpoint(folder)
-
-
-@pytest.mark.parametrize(
-    "train",
-    [
-        lambda model: SoftPrunedDecoder(model, Atp(layers=(2,)), AtpTraining()),
-        lambda model: SoftDyRate(model, DyRate(2)),
-    ],
-    ids=["atp", "dyrate"],
-)
-def test_training_forms_are_refused(dense, train):
-    """They number rows one after the other, which would be silently wrong here."""
-    model = load_checkpoint(dense.reference.folder).model
-    with pytest.raises(PruningError, match="positions on three axes; train with a model of the family llava"):
-        train(model)

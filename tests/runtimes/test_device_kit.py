@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -15,6 +17,7 @@ from edgeprune.runtimes.build_options import BuildOptions
 from edgeprune.runtimes.device_kit import trtexec_arguments, write_kit
 from edgeprune.runtimes.engine_builder import input_range
 from edgeprune.runtimes.engine_profiles import SPLIT, Limits, profiles
+from edgeprune.runtimes.score_select import fuse_score_select
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,109 @@ def test_the_command_and_a_folder_that_is_taken(random_bundle, tmp_path):
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 1
     assert "exists and is not empty" in again.stderr
+
+
+@pytest.fixture
+def trtexec(tmp_path):
+    """A program in its place that writes the engine and what it was told."""
+    path = tmp_path / "trtexec"
+    path.write_text(
+        '#!/bin/sh\nfor word in "$@"; do\n    echo "$word"\n'
+        '    case $word in --saveEngine=*) echo engine > "${word#*=}" ;; esac\ndone\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+def told(kit, graph):
+    return (kit / "bundle" / "engines" / "orin-nano-8" / f"{graph}.log").read_text().splitlines()
+
+
+@pytest.fixture
+def own_kit(kit, tmp_path):
+    return Path(shutil.copytree(kit, tmp_path / "kit"))
+
+
+def test_graphs_for_the_plugins_are_carried_without_functions(kit):
+    manifest = Bundle.open(kit / "bundle").manifest
+    carried = {path.name.removesuffix(".plugin.onnx") for path in (kit / "bundle").glob("*.plugin.onnx")}
+    assert {"gather", "site0"} <= carried < set(manifest.graphs)
+    for name in carried:
+        ours = onnx.load(kit / "bundle" / f"{name}.plugin.onnx", load_external_data=False)
+        theirs = fuse_score_select((kit / "bundle" / f"{name}.onnx").read_bytes())
+        assert not ours.functions
+        assert ours.graph == onnx.load_from_string(theirs).graph
+    for source in (
+        "CMakeLists.txt",
+        "tensorrt/plugin_library.cpp",
+        "kernels/token_gather.cu",
+        "cmake/aarch64.cmake",
+    ):
+        assert (kit / "plugins" / source).is_file()
+
+
+def test_engines_are_built_with_a_plugin_library_that_is_named(own_kit, trtexec):
+    (own_kit / "plugin.so").write_text("stands for the library")
+    result = run("./build.sh", own_kit, TRTEXEC=trtexec, EDGEPRUNE_PLUGIN="plugin.so")
+    assert result.returncode == 0, result.stderr
+    assert "site0: built with the plugins" in result.stdout
+    assert "segment0: built\n" in result.stdout
+    assert {"--onnx=bundle/site0.plugin.onnx", f"--dynamicPlugins={own_kit}/plugin.so"} <= set(
+        told(own_kit, "site0")
+    )
+    assert "--onnx=bundle/segment0.onnx" in told(own_kit, "segment0")
+    assert not [word for word in told(own_kit, "segment0") if "lugin" in word]
+
+
+def test_a_device_that_cannot_compile_the_plugins_builds_the_functions(own_kit, trtexec):
+    tools = own_kit / "tools"  # the shell's programs without cmake and nvcc
+    tools.mkdir()
+    for name in ("bash", "dirname", "mkdir", "sha256sum", "rm", "mv", "grep", "sh"):
+        (tools / name).symlink_to(shutil.which(name))
+    result = run("./build.sh", own_kit, TRTEXEC=trtexec, PATH=str(tools))
+    assert result.returncode == 0, result.stderr
+    assert "the plugins were not compiled, see plugin.log" in result.stderr
+    assert "operators are built from standard operators instead" in result.stderr
+    assert "--onnx=bundle/site0.onnx" in told(own_kit, "site0")
+    assert "site0: built\n" in result.stdout
+
+
+def test_a_plugin_library_that_is_not_there_is_named(own_kit, trtexec):
+    result = run("./build.sh", own_kit, TRTEXEC=trtexec, EDGEPRUNE_PLUGIN="/nowhere.so")
+    assert result.returncode == 1
+    assert "there is no plugin library /nowhere.so: correct EDGEPRUNE_PLUGIN" in result.stderr
+
+
+def test_a_kit_that_must_have_plugins_and_one_that_must_not(combined_bundle, tmp_path):
+    write_kit(combined_bundle, tmp_path / "on", BuildOptions("orin-nx-8", plugin="on"))
+    script = (tmp_path / "on" / "build.sh").read_text()
+    assert "-DEDGEPRUNE_CUDA_ARCHITECTURES=87" in script
+    assert "standard operators instead" not in script
+    write_kit(combined_bundle, tmp_path / "off", BuildOptions("orin-nx-8", plugin="off"))
+    assert "PLUGIN=off\n" in (tmp_path / "off" / "build.sh").read_text()
+    assert not list((tmp_path / "off" / "bundle").glob("*.plugin.onnx"))
+    assert "no plugin is needed" in " ".join((tmp_path / "off" / "README.md").read_text().split())
+
+
+def test_a_library_compiled_for_the_device_comes_along(combined_bundle, tmp_path, monkeypatch):
+    """Its text says what it was built for; the rest of the file is the head of a shared object of aarch64."""
+    head = bytearray(64)
+    head[:6], head[16:20] = b"\x7fELF\x02\x01", b"\x03\x00\xb7\x00"
+    library = tmp_path / "libedgeprune_tensorrt.so"
+    monkeypatch.setattr("edgeprune.runtimes.kit_plugin.find_for", {"aarch64": library}.get)
+    library.write_bytes(bytes(head) + b"edgeprune plugin 1; TensorRT 10.3; CUDA 12060; SM 87\0")
+    write_kit(combined_bundle, tmp_path / "kit", BuildOptions("orin-nx-8"))
+    assert (tmp_path / "kit" / "plugins" / "aarch64" / library.name).read_bytes() == library.read_bytes()
+    script = (tmp_path / "kit" / "build.sh").read_text()
+    assert 'grep -q "libnvinfer.so.10 "' in script
+    assert 'grep -q "libcudart.so.12 "' in script
+    assert "TensorRT 10.3 and CUDA 12 comes along" in " ".join(
+        (tmp_path / "kit" / "README.md").read_text().split()
+    )
+    library.write_bytes(bytes(head) + b"edgeprune plugin 1; TensorRT 10.3; CUDA 12060; SM 86\0")
+    with pytest.raises(EngineError, match="has kernels for SM 86, not for SM 87"):
+        write_kit(combined_bundle, tmp_path / "other", BuildOptions("orin-nx-8"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_does_not_fit_is_refused(random_bundle, tmp_path):

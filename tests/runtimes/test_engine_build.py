@@ -32,7 +32,7 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is in the extra 'de
 # The builds take most of the time: one worker shares them.
 pytestmark = pytest.mark.xdist_group("engines")
 
-RTX40 = BuildOptions("rtx40", profile_choice=ONE)
+RTX40 = BuildOptions("rtx40", profile_choice=ONE, plugin="off")
 
 
 class Log:

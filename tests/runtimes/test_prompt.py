@@ -48,6 +48,19 @@ TEXTS = st.lists(
 QUESTIONS = TEXTS.filter(lambda text: text.strip())
 
 
+@pytest.mark.parametrize(("kind", "between"), [("llama", " "), ("byte-level", "")])
+def test_an_answer_stands_behind_the_rendered_question(pairs, kind, between):
+    ours = pairs[kind].ours
+    # Their processor would add the token that the template begins with a second time.
+    text = ours.render("what is it?", 1).removeprefix(ours.format.special_tokens.get("bos_token", ""))
+    for answer, added in (("a cat", between), (" a cat", "")):
+        expected = pairs[kind].their_ids(f"{text}{added}{answer}", 1)
+        got = ours.encode_chat("what is it?", [TOKENS_PER_IMAGE], answer=answer).token_ids
+        assert got.tolist() == expected
+        prompt = ours.encode_chat("what is it?", [TOKENS_PER_IMAGE]).token_ids
+        assert got[: len(prompt)].tolist() == prompt.tolist()
+
+
 @pytest.mark.parametrize("kind", ["llama", "byte-level"])
 @settings(max_examples=120, deadline=None)
 @given(pieces=st.lists(TEXTS, min_size=1, max_size=4))

@@ -333,11 +333,22 @@ def test_end_token_ends_the_answer(atp_bundle, tmp_path):
     assert answer.decode_steps == len(expected)
 
 
+def test_an_answer_of_a_given_length_goes_on_behind_its_end(atp_bundle, session, tmp_path):
+    whole = session.answer(PICTURES[:1], QUESTION, SamplingOptions(8)).token_ids
+    shutil.copytree(atp_bundle, tmp_path / "b")
+    path = tmp_path / "b" / MANIFEST_FILE
+    edit_json(path, prompt={**json.loads(path.read_text())["prompt"], "eos_token_ids": [whole[2]]})
+    with open_session(tmp_path / "b", threads=1) as early:
+        assert len(early.answer(PICTURES[:1], QUESTION, SamplingOptions(8)).token_ids) < 8
+        answer = early.answer(PICTURES[:1], QUESTION, SamplingOptions(8, ignore_eos=True))
+    assert (answer.token_ids, answer.finish_reason) == (whole, "length")
+
+
 def test_timings_and_json(session):
     answer = session.answer(PICTURES[:1], QUESTION, SamplingOptions(3))
     stages = {"preprocess", "tokenize", "vision", "projector", "embed", "logits_to_host", "decode"}
     stages |= {f"prefill.segment{index}" for index in range(4)}
-    stages |= {f"{step}.site{index}" for step in ("select", "gather") for index in range(3)}
+    stages |= {f"{step}.site{index}" for step in ("select", "wait", "gather") for index in range(3)}
     assert set(answer.timings_ms) == stages | {"time_to_first_token", "total"}
     assert all(value >= 0 for value in answer.timings_ms.values())
     first, total = answer.timings_ms["time_to_first_token"], answer.timings_ms["total"]

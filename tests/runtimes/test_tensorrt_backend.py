@@ -7,7 +7,6 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import tensorrt_double
@@ -325,26 +324,22 @@ def test_too_little_memory_for_an_engine(folder, gpu):
     )
 
 
-def test_a_missing_plugin(folder, gpu, monkeypatch):
+def test_a_missing_plugin(folder, gpu, monkeypatch, tmp_path):
     add_engines(folder, ONE, plugin="1")
-    monkeypatch.delattr(edgeprune.plugins, "load", raising=False)
-    assert "the engines need the plugin 1, and this edgeprune has none" in refused(folder)
+    monkeypatch.setenv("EDGEPRUNE_PLUGIN", str(tmp_path / "none.so"))
+    with pytest.raises(EngineError, match=r"the plugin library .*none\.so does not exist: build it with"):
+        open_session(folder, backend="tensorrt")
+
+
+def test_the_plugins_that_engines_need_are_loaded_before_them(folder, gpu, monkeypatch):
+    add_engines(folder, ONE, plugin="1")
     loaded = []
-
-    def load(version):
-        def load_plugins(module):
-            loaded.append(module.__name__)
-            return SimpleNamespace(version=version)
-
-        monkeypatch.setattr(edgeprune.plugins, "load", load_plugins, raising=False)
-
-    load("2")
-    assert "were built with the plugin 1, and 2 is installed: build them again" in refused(folder)
-    loaded.clear()
-    load("1")
+    monkeypatch.setattr(
+        edgeprune.plugins, "load", lambda module, *, needed: loaded.append((module.__name__, needed))
+    )
     with open_session(folder, backend="tensorrt") as session:
         assert session.answer([], QUESTION, SamplingOptions(2)).token_ids
-    assert loaded == ["tensorrt_rtx"]
+    assert loaded == [("tensorrt_rtx", "1")]
 
 
 def test_options_of_onnxruntime_are_refused(folder, gpu):
