@@ -32,6 +32,9 @@ struct BackendOptions {
   std::string backend = "onnxruntime";
   std::string provider = "cpu";
   int threads = 0;           // of an operator; 0 lets the backend choose
+  // Whether products between QuantizeLinear and DequantizeLinear may run on integers; FP8 must not, because ONNX Runtime
+  // 1.31 takes it for INT8 and then finds the graph invalid.
+  bool fuse_quantized = true;
   std::string library;       // of the backend; empty looks for it
 };
 

@@ -47,11 +47,20 @@ std::string Answer::to_json() const {
   return whole.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
+namespace {
+
+BackendOptions fitting(BackendOptions options, const Manifest& manifest) {
+  options.fuse_quantized = !manifest.is_float8;
+  return options;
+}
+
+}  // namespace
+
 Session::Session(const std::filesystem::path& bundle, const BackendOptions& options)
     : bundle_(bundle),
       preprocessing_(preprocessing_from_json(bundle_.manifest().preprocessing)),
       prompts_(bundle_),
-      backend_(open_backend(options)) {
+      backend_(open_backend(fitting(options, bundle_.manifest()))) {
   const auto& probe = bundle_.manifest().probe;
   if (probe && probe->guide_tokenizer) {
     guide_ = std::make_unique<GuideEncoder>(bundle_, *probe->guide_tokenizer, probe->guide_context_length);

@@ -195,6 +195,15 @@ void check_whole(const Manifest& manifest) {
   }
 }
 
+bool has_float8(const Json& quantization, const std::string& where) {
+  if (!quantization.is_object()) refuse_json(where, quantization, "an object");
+  for (const char* part : {"decoder", "vision"}) {
+    if (!quantization.contains(part) || !quantization[part].is_object()) continue;
+    if (quantization[part].value("precision", Json()) == "fp8") return true;
+  }
+  return false;
+}
+
 Json manifest_json(const std::filesystem::path& path) {
   std::error_code failed;
   if (!std::filesystem::exists(path, failed)) {
@@ -235,7 +244,7 @@ Manifest read_manifest(const std::filesystem::path& path) {
   const JsonObject fields(data, kManifestFile,
                           {"edgeprune_version", "source", "dtype", "opset", "geometry", "pruning", "segments", "sites",
                            "probe", "graphs", "preprocessing", "prompt", "tokenizer", "parity"},
-                          {"rate", "calibration", "engines", "format_version"});
+                          {"rate", "calibration", "quantization", "engines", "format_version"});
   Manifest manifest;
   manifest.edgeprune_version = fields.text("edgeprune_version");
   manifest.dtype = fields.text("dtype");
@@ -255,6 +264,9 @@ Manifest read_manifest(const std::filesystem::path& path) {
   if (!fields.is_null("rate")) manifest.rate = rate_entry(fields.any("rate"), fields.where("rate"));
   for (const auto& [name, graph] : fields.object("graphs").items()) {
     manifest.graphs.emplace(name, graph_entry(graph, fields.where("graphs") + "." + name));
+  }
+  if (!fields.is_null("quantization")) {
+    manifest.is_float8 = has_float8(fields.any("quantization"), fields.where("quantization"));
   }
   manifest.preprocessing = fields.object("preprocessing");
   manifest.prompt = fields.object("prompt");

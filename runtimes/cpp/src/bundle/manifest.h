@@ -85,6 +85,7 @@ struct Manifest {
   std::optional<ProbeEntry> probe;
   std::optional<RateEntry> rate;
   std::map<std::string, GraphEntry> graphs;
+  bool is_float8 = false;  // quantized to FP8, in part at least
   Json preprocessing;
   Json prompt;
   FileEntry tokenizer;

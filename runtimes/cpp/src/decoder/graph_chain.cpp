@@ -80,6 +80,7 @@ TowerOutput GraphChain::encode_pictures(const PreparedPictures& pictures, Stopwa
   const Tensor* counts = find(outputs, names::kPatchCounts);
   if (!rows || counts != nullptr) {
     // What is left depends on the pictures: the host has to look.
+    const Stopwatch::Lap waiting(watch, "wait.vision");
     const std::vector<int64_t> slots = integers(among(outputs, names::kPatchSlots));
     const std::vector<int64_t> numbers = counts == nullptr ? std::vector<int64_t>() : integers(*counts);
     rows = pictures.layout.rows_of(slots, counts == nullptr ? nullptr : &numbers);
@@ -247,8 +248,13 @@ SequenceLayout GraphChain::drop(size_t index, const SequenceLayout& layout, Tens
     }
     chosen = graph(site.graph).run(inputs, {});
     const std::optional<int64_t> left = layout.visual_tokens_behind(site);
-    // Where the count depends on the picture, it is the one number that crosses to the host.
-    num_rows = left ? layout.num_rows() - layout.num_visual() + *left : integers(among(chosen, names::kKeepCount)).at(0);
+    if (left) {
+      num_rows = layout.num_rows() - layout.num_visual() + *left;
+    } else {
+      // The count depends on the picture: the one number that crosses to the host.
+      const Stopwatch::Lap waiting(watch, "wait." + site.graph);
+      num_rows = integers(among(chosen, names::kKeepCount)).at(0);
+    }
     if (num_rows < layout.num_text_rows() || num_rows > among(chosen, names::kKeepIndices).shape.at(0)) {
       throw BackendError("the graph '" + site.graph + "' keeps rows that there are none of: export the bundle again");
     }

@@ -127,6 +127,9 @@ class OnnxRuntimeGraph : public Graph {
     library.check(api.SetSessionLogSeverityLevel(options.get(), ort::kLogError), doing);
     // A chain of sessions shares the cores: threads that spin after a run slow the next graph by a third.
     library.check(api.AddSessionConfigEntry(options.get(), "session.force_spinning_stop", "1"), doing);
+    if (!backend.fuse_quantized) {
+      library.check(api.AddSessionConfigEntry(options.get(), "session.disable_quant_qdq", "1"), doing);
+    }
     if (backend.threads > 0) library.check(api.SetIntraOpNumThreads(options.get(), backend.threads), doing);
     if (on_device_) {
       ort::CudaProviderOptions* cuda = nullptr;
