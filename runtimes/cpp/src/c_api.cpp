@@ -12,6 +12,7 @@
 #include "error.h"
 #include "pictures/picture_file.h"
 #include "session.h"
+#include "text/unicode.h"
 
 struct edgeprune_session {
   edgeprune::Session session;
@@ -75,7 +76,8 @@ edgeprune_status guarded(Body body) {
     body();
     return EDGEPRUNE_OK;
   } catch (const edgeprune::Error& error) {
-    return failed(status_of(error.kind()), error.what());
+    // A damaged file's own bytes may be quoted.
+    return failed(status_of(error.kind()), edgeprune::utf8_lossy(error.what()).c_str());
   } catch (const std::bad_alloc&) {
     return failed(EDGEPRUNE_ERROR_MEMORY, "no memory is left: lower max_new_tokens, give smaller or fewer pictures");
   } catch (const std::length_error&) {

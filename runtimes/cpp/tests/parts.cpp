@@ -141,7 +141,7 @@ int main(int count, char** values) {
     } catch (const edgeprune::Error& error) {
       result = {{"error", error.what()}};
     }
-    std::cout << result.dump() << '\n';
+    std::cout << result.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n';
   }
   return 0;
 }
