@@ -91,7 +91,7 @@ def export(
         clip: Folder of the CLIP checkpoint that the vision tower comes from, for IVTP, and for checkpoints that
             LLaVA's own code has saved without their tower.
         dtype: Type of the weights in the bundle, "float32" or "float16".
-        opset: ONNX opset, 20 … 23. 23 has fused attention; TensorRT below 10.14 reads up to 20.
+        opset: ONNX opset, 20 … 23. 23 has fused attention; TensorRT below 10.15 reads up to 20.
         images: Pictures to compare the graphs with the reference on; drawn ones by default.
         progress: Hears what is done.
 

@@ -18,7 +18,19 @@ from edgeprune.bundle import Bundle
 from edgeprune.cli import main
 from edgeprune.errors import BundleError
 
-COMMANDS = ("export", "run", "verify", "inspect", "calibrate", "fit", "build", "profile", "targets", "doctor")
+COMMANDS = (
+    "export",
+    "run",
+    "verify",
+    "inspect",
+    "calibrate",
+    "quantize",
+    "fit",
+    "build",
+    "profile",
+    "targets",
+    "doctor",
+)
 QUESTION = "What colour is the circle?"
 
 

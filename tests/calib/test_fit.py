@@ -107,18 +107,21 @@ def test_the_running_count_ends_at_the_target(fitted):
 
 
 def test_the_budget_pulls_the_count_to_the_target(model, llava_folder, data, tmp_path):
-    training = dataclasses.replace(ANNEALED, target_tokens=26, learning_rate=1e-3, temperature_end=150)
+    # So far from the target, only soft masks have a gradient everywhere.
+    training = dataclasses.replace(
+        ANNEALED, target_tokens=26, learning_rate=0.005, temperature_start=20, temperature_end=20
+    )
     trainer = AtpTrainer(model.model, atp(llava_folder), training, TINY.num_patches)
-    trainer.start_counts = (20, 16, 12)
+    trainer.start_counts = (12, 6, 2)
     examples = training_data(model, llava_folder, data)
     options = TrainingOptions(60, 8, seed=0, decoder_learning_rate=1e-5, save_every=100)
     nothing = StateStore(tmp_path / "none", {})
     alone = OneProcess(torch.device("cpu"))
     curves = train(trainer, {}, examples, Split.of(24, 0), options, alone, nothing, SilentProgress())
-    assert curves.tokens[0] < 22
+    assert curves.tokens[0] < 18
     assert np.mean(curves.tokens[-8:]) == pytest.approx(26, rel=0.1)
     budget = np.array(curves.budget)
-    assert budget[-8:].mean() < 0.7 * budget[0]
+    assert budget[-8:].mean() < 0.5 * budget[0]
 
 
 def test_the_new_checkpoint_prunes_as_was_measured(fitted, data):

@@ -48,6 +48,9 @@ class Log:
         if done == steps:
             self.finished[name] = step
 
+    def warning(self, line: str) -> None:
+        raise AssertionError(line)
+
 
 @pytest.fixture(scope="module")
 def built_folder(atp_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calibrations import calibration_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,8 +97,8 @@ def test_the_chosen_profile_holds_the_sizes_and_no_smaller_one_does(ranges, sequ
 
 
 def test_prefill_and_decode_have_profiles_of_their_own(atp):
-    counts = {"site0": {"mean": 20, "max": 30}}
-    calibrated = replace(atp, calibration={"keep_per_image": counts})
+    kept, buckets = [[20, 30], [8, 9], [2, 2]], {"segment1": [(1, 84, 94), (95, 100, 512)]}
+    calibrated = replace(atp, calibration=calibration_of(atp, kept, buckets))
     found = profiles(calibrated, Limits.of(atp), SPLIT)["segment1"]
     names = [entry.name for entry in found]
     assert names == ["prefill0", "prefill1", "decode"]

@@ -1,0 +1,155 @@
+"""Building the C++ library with CMake.
+
+``python -m edgeprune.runtimes.cpp.build [--output DIR] [--sanitize] [--tests] [--fetch-only]``
+
+Needs a C++17 compiler. The header-only libraries come through pip, pinned by hash (``dependencies.txt``), unless they
+are in ``DIR/dependencies`` already. ONNX Runtime is opened when the library runs.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeprune.errors import BackendError
+
+SOURCES = Path(__file__).resolve().parent
+HEADERS = ("minja/minja.hpp", "nlohmann/json.hpp", "stb/stb_image.h")
+
+
+@dataclass(frozen=True)
+class CppLibrary:
+    """What a build left behind.
+
+    Attributes:
+        library: The shared library.
+        runner: The program ``edgeprune-run``.
+        folder: CMake's build folder; with tests, their programs are in its ``tests``.
+    """
+
+    library: Path
+    runner: Path
+    folder: Path
+
+
+def fetch(folder: Path) -> Path:
+    """The header-only libraries in ``folder``, fetched where they are not there.
+
+    Raises:
+        BackendError: pip cannot fetch them.
+    """
+    if all((folder / header).is_file() for header in HEADERS):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        # Without isolation, because only the archive is wanted: what would build it is here already.
+        options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes"]
+        names = ["-r", str(SOURCES / "dependencies.txt"), "-d", scratch]
+        _run([sys.executable, "-m", "pip", "download", "-q", *options, *names])
+        (archive,) = Path(scratch).glob("*.tar.gz")
+        with tarfile.open(archive) as members:
+            for member in members:
+                for header in HEADERS:
+                    if member.isfile() and member.name.endswith(f"/vendor/{header}"):
+                        source = members.extractfile(member)
+                        assert source is not None  # it is a file
+                        _write(folder / header, source.read())
+    if missing := [header for header in HEADERS if not (folder / header).is_file()]:
+        raise BackendError(f"the archive of dependencies.txt lacks {', '.join(missing)}: pin another version")
+    return folder
+
+
+def build(folder: Path, *, sanitize: bool = False, tests: bool = False, jobs: int = 2) -> CppLibrary:
+    """Fetch, configure and build; what is up to date in ``folder`` is kept.
+
+    Args:
+        folder: CMake's build folder.
+        sanitize: Whether to build with the address and the undefined-behaviour sanitizer.
+        tests: Whether to build the tests, too.
+        jobs: Files compiled at a time.
+
+    Raises:
+        BackendError: A tool is missing or a file does not compile.
+    """
+    cmake = _cmake()
+    options = [
+        f"-DEDGEPRUNE_DEPENDENCIES={fetch(folder / 'dependencies').resolve()}",
+        f"-DEDGEPRUNE_SANITIZE={'ON' if sanitize else 'OFF'}",
+        f"-DEDGEPRUNE_TESTS={'ON' if tests else 'OFF'}",
+    ]
+    _run([cmake, "-S", str(SOURCES), "-B", str(folder), *options])
+    _run([cmake, "--build", str(folder), "--parallel", str(jobs)])
+    return CppLibrary(folder / "libedgeprune.so", folder / "edgeprune-run", folder)
+
+
+def find_onnxruntime() -> Path | None:
+    """ONNX Runtime's library inside its Python package; None if the package is not installed."""
+    with contextlib.suppress(ImportError):
+        import onnxruntime
+
+        found = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))
+        return found[0] if found else None
+    return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _cmake() -> str:
+    beside = Path(sys.executable).parent / "cmake"
+    cmake = str(beside) if beside.is_file() else shutil.which("cmake")
+    if cmake is None:
+        raise BackendError("cmake was not found: install it with pip install 'cmake>=3.22'")
+    return cmake
+
+
+def _run(command: list[str]) -> None:
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(_environment()))
+    if ran.returncode != 0:
+        output = "\n".join((ran.stdout + ran.stderr).strip().splitlines()[-40:])
+        raise BackendError(
+            f"'{' '.join(command[:4])} …' failed: mend what its last lines name (a C++17 compiler such as g++ must "
+            f"be there)\n{output}"
+        )
+
+
+def _environment() -> Iterator[tuple[str, str]]:
+    """Without what a make above sets for its own children."""
+    for name, value in os.environ.items():
+        if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+            yield name, value
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Build the C++ library.")
+    parser.add_argument("--output", type=Path, default=Path("out/cpp"), help="build folder")
+    parser.add_argument("--sanitize", action="store_true", help="with sanitizers")
+    parser.add_argument("--tests", action="store_true", help="the tests, too")
+    parser.add_argument(
+        "--fetch-only", action="store_true", help="fetch the header-only libraries, build nothing"
+    )
+    arguments = parser.parse_args()
+    try:
+        if arguments.fetch_only:
+            sys.stdout.write(f"{fetch(arguments.output / 'dependencies')}\n")
+            return
+        built = build(arguments.output, sanitize=arguments.sanitize, tests=arguments.tests)
+    except BackendError as error:
+        sys.exit(f"edgeprune: {error}")
+    sys.stdout.write(f"{built.library}\n{built.runner}\n")
+
+
+if __name__ == "__main__":
+    main()

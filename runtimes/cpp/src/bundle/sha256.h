@@ -1,0 +1,30 @@
+// SHA-256 (FIPS 180-4) of a file.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+namespace edgeprune {
+
+class Sha256 {
+ public:
+  Sha256();
+  void add(const void* data, size_t size);
+  // In lower-case hexadecimal; nothing may be added afterwards.
+  std::string finish();
+
+ private:
+  void block(const uint8_t* bytes);
+
+  std::array<uint32_t, 8> state_;
+  std::array<uint8_t, 64> pending_{};
+  size_t num_pending_ = 0;
+  uint64_t total_ = 0;
+};
+
+// Throws std::runtime_error if the file cannot be read.
+std::string sha256_of_file(const std::filesystem::path& path);
+
+}  // namespace edgeprune

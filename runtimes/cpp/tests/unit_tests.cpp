@@ -1,0 +1,191 @@
+// What needs no bundle and no Python: published test vectors, edges, hostile input.
+#include <cstdio>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bundle/json_object.h"
+#include "bundle/sha256.h"
+#include "decoder/eviction.h"
+#include "decoder/stop_matcher.h"
+#include "error.h"
+#include "numbers.h"
+#include "pictures/picture_file.h"
+#include "tensor.h"
+#include "text/chat_template.h"
+#include "text/regex.h"
+#include "text/tokenizer.h"
+#include "text/unicode.h"
+
+namespace {
+
+using namespace edgeprune;
+
+void expect(bool condition, const std::string& what) {
+  if (!condition) throw std::runtime_error(what);
+}
+
+template <typename Kind>
+void expect_thrown(const std::function<void()>& body, const std::string& part) {
+  try {
+    body();
+  } catch (const Kind& error) {
+    expect(std::string(error.what()).find(part) != std::string::npos, std::string("another message: ") + error.what());
+    return;
+  }
+  throw std::runtime_error("nothing was thrown, expected: " + part);
+}
+
+std::string sha256(const std::string& text) {
+  Sha256 digest;
+  digest.add(text.data(), text.size());
+  return digest.finish();
+}
+
+// FIPS 180-4's examples, and lengths around a block.
+void sha256_gives_the_published_digests() {
+  expect(sha256("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "abc");
+  expect(sha256("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "nothing");
+  expect(sha256("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq") ==
+             "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1",
+         "two blocks");
+  expect(sha256(std::string(1000000, 'a')) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0", "a million");
+}
+
+void numbers_round_as_python_rounds() {
+  expect(rounded_to(0.29 * 100, 6) == 29.0, "0.29 of 100");
+  expect(rounded_to(2.5, 0) == 2.0 && rounded_to(1e300, 7) == 1e300, "halves and huge numbers");
+  expect(floor_divided(-3, 2) == -2 && floor_divided(3, 2) == 1 && floor_divided(-4, 2) == -2, "towards minus infinity");
+}
+
+void a_view_beyond_its_tensor_is_refused() {
+  const Tensor tensor = zero_tensor({2, 3}, DataType::int64);
+  expect(tensor.view({3}, 3).data<int64_t>() == tensor.data<int64_t>() + 3, "offset");
+  expect_thrown<std::out_of_range>([&] { tensor.view({4}, 3); }, "fit");
+  expect_thrown<std::length_error>([] { host_tensor({-1}, DataType::int64); }, "negative");
+  expect_thrown<std::length_error>([] { host_tensor({int64_t{1} << 62, 4}, DataType::int64); }, "large");
+}
+
+void stop_texts_are_found_over_pieces() {
+  StopMatcher matcher({"END", "NO"});
+  expect(matcher.push("the E") == std::make_pair(std::string("the "), false), "withheld");
+  expect(matcher.push("x N") == std::make_pair(std::string("Ex "), false), "given free");
+  expect(matcher.push("O more") == std::make_pair(std::string(), true), "found");
+  expect(matcher.push("x").second && matcher.finish().empty(), "nothing behind it");
+}
+
+void a_rate_that_grows_drops_the_least_important() {
+  Eviction eviction({-1, 0, 2, 1, 3, -1}, 4, 4);
+  expect(!eviction.rows_to_keep(0, 7, 1).has_value(), "rate 0");
+  expect(eviction.rows_to_keep(2, 7, 2) == std::vector<int64_t>({0, 1, 3, 5, 6}), "half of them");
+  expect(!eviction.rows_to_keep(1, 6, 3).has_value(), "the rate never falls");
+}
+
+void utf8_is_checked_by_the_standard() {
+  expect(is_utf8("a\xC3\xA9\xF0\x9F\x99\x82"), "valid");
+  for (const char* wrong : {"\xC0\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xE2\x82", "\x80", "\xF5\x80\x80\x80"}) {
+    expect(!is_utf8(wrong), "invalid");
+  }
+  // Unicode, table 3-8.
+  expect(utf8_lossy("\xF0\x80\x80\x41") == "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\x41", "one for each");
+  expect(utf8_lossy("\xF0\x9F\x99\x41") == "\xEF\xBF\xBD\x41", "one for the longest beginning");
+}
+
+void regular_expressions_match_what_tokenizers_mean() {
+  const auto found = [](const char* pattern, const char* text) {
+    const auto match = Regex(pattern).find(code_points(text), 0);
+    return match ? utf8(code_points(text).substr(match->first, match->second - match->first)) : "-";
+  };
+  expect(found(R"(\s+(?!\S)|\s+)", "a   b") == "  ", "lookahead gives one back");
+  expect(found("(?i:'ll|'s)", "I'LL") == "'LL", "case");
+  expect(found(R"([^\r\n\p{L}\p{N}]?\p{L}+)", "42 Größe") == " Größe", "properties");
+  expect(found(R"(\p{N}{1,3})", "12345") == "123", "counted");
+  expect(found("a?+a", "a") == "-", "possessive gives nothing back");
+  expect(found("[a-c]+", "xabcd") == "abc", "range");
+  for (const char* wrong : {"a*?", "(?<=a)b", "\\w", ".", "[[:alpha:]]", "(a*)*", "\\p{Lu}", "a{2,1}", "(a", "a)", "[a", "\\", "+"}) {
+    expect_thrown<std::invalid_argument>([&] { Regex{wrong}; }, "not supported");
+  }
+  expect_thrown<std::invalid_argument>([] { Regex{std::string(100000, '(')}; }, "too many groups");
+  expect_thrown<std::invalid_argument>([] { Regex{"((a{1000}){1000}){1000}"}; }, "too many repetitions");
+  expect(found(("(a|aa)+b"), std::string(28, 'a').c_str()) == "-", "a hard search ends");
+  expect_thrown<std::runtime_error>([&] { found("(a|aa)+b", std::string(200, 'a').c_str()); }, "too long");
+}
+
+void unknown_tokenizer_parts_are_refused_by_name() {
+  const auto refused = [](const char* json, const char* part) {
+    expect_thrown<std::invalid_argument>([&] { Tokenizer{std::string(json)}; }, part);
+  };
+  refused("", "parse");
+  refused("[]", "no object");
+  refused("{}", "no model");
+  refused(R"({"model": {"type": "Unigram", "vocab": []}})", "'Unigram'");
+  refused(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}})", "merge 'a b'");
+  refused(R"({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}})", "no usable id");
+  refused(R"({"model": {"vocab": {}, "merges": []}, "normalizer": {"type": "NFKC"}})", "'NFKC'");
+  refused(R"({"model": {"vocab": {}, "merges": []}, "pre_tokenizer": {"type": "BertPreTokenizer"}})", "'BertPreTokenizer'");
+  refused(R"({"model": {"vocab": {}, "merges": []}, "decoder": {"type": "CTC"}})", "'CTC'");
+  refused(R"({"model": {"vocab": {}, "merges": []}, "post_processor": {"type": "BertProcessing"}})", "'BertProcessing'");
+  refused((std::string(1000, '[') + std::string(1000, ']')).c_str(), "deep");
+}
+
+void hostile_templates_are_refused() {
+  const auto refused = [](const std::string& source) { expect_thrown<BundleError>([&] { ChatTemplate{source}; }, "chat template"); };
+  refused("{% if %}");
+  refused("{{ " + std::string(30000, '(') + "1");
+  refused(std::string(70000, 'x'));
+  const ChatTemplate endless("{% for i in range(1000000000000) %}x{% endfor %}");
+  expect_thrown<PromptError>([&] { endless.render(0, "?", {}); }, "range");
+  const ChatTemplate raising("{{ raise_exception('no pictures') }}");
+  expect_thrown<PromptError>([&] { raising.render(1, "?", {}); }, "no pictures");
+  expect(ChatTemplate(std::string(60000, 'x')).render(0, "?", {}).size() == 60000, "a long one");
+}
+
+void damaged_pictures_are_refused() {
+  const auto refused = [](const std::string& bytes, const char* part) {
+    expect_thrown<PictureError>([&] { decode_picture(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()); }, part);
+  };
+  refused("", "not a picture");
+  refused("GIF89a", "not a picture");
+  refused("\x89PNG\r\n\x1A\n", "cut short");
+  refused(std::string("\x89PNG\r\n\x1A\n\xFF\xFF\xFF\xFFIHDR", 16), "cut short");
+  refused("\xFF\xD8\xFF\xE0", "JPEG");
+}
+
+void deep_or_wrong_json_is_refused() {
+  expect_thrown<std::invalid_argument>([] { parse_json(std::string(100000, '[')); }, "deep");
+  expect_thrown<std::invalid_argument>([] { parse_json("{\"a\": nan}"); }, "parse");
+  const Json data = parse_json(R"({"a": 1.5, "b": 99999999999999999999, "c": true})");
+  const JsonObject object(data, "place", {"a", "b", "c"});
+  for (const char* name : {"a", "b", "c"}) expect_thrown<BundleError>([&] { object.integer(name); }, "expected int");
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<std::pair<const char*, void (*)()>> tests = {
+      {"sha256 gives the published digests", sha256_gives_the_published_digests},
+      {"numbers round as Python rounds", numbers_round_as_python_rounds},
+      {"a view beyond its tensor is refused", a_view_beyond_its_tensor_is_refused},
+      {"stop texts are found over pieces", stop_texts_are_found_over_pieces},
+      {"a rate that grows drops the least important", a_rate_that_grows_drops_the_least_important},
+      {"UTF-8 is checked by the standard", utf8_is_checked_by_the_standard},
+      {"regular expressions match what tokenizers mean", regular_expressions_match_what_tokenizers_mean},
+      {"unknown tokenizer parts are refused by name", unknown_tokenizer_parts_are_refused_by_name},
+      {"hostile templates are refused", hostile_templates_are_refused},
+      {"damaged pictures are refused", damaged_pictures_are_refused},
+      {"deep or wrong JSON is refused", deep_or_wrong_json_is_refused},
+  };
+  int failed = 0;
+  for (const auto& [name, test] : tests) {
+    try {
+      test();
+      std::printf("ok      %s\n", name);
+    } catch (const std::exception& error) {
+      std::printf("FAILED  %s: %s\n", name, error.what());
+      ++failed;
+    }
+  }
+  return failed == 0 ? 0 : 1;
+}

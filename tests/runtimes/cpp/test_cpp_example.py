@@ -1,0 +1,50 @@
+"""The example bundle: 200 questions have the same kept indices and the same greedy answers in C++ as in Python."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgeprune.export.exporter import export
+from edgeprune.runtimes.sampling import SamplingOptions
+from edgeprune.runtimes.session import open_session
+
+SHAPES = Path(__file__).resolve().parents[3] / "examples" / "shapes"
+NUM_QUESTIONS = 200
+MAX_NEW_TOKENS = 8
+
+
+@pytest.fixture(scope="module")
+def example_bundle(tmp_path_factory) -> Path:
+    return export(SHAPES / "checkpoint", tmp_path_factory.mktemp("example") / "shapes").path
+
+
+def questions() -> list[dict]:
+    """Every question of the example about its own picture, then about the others."""
+    pictures = json.loads((SHAPES / "pictures" / "questions.json").read_text(encoding="utf-8"))
+    texts = [[entry["question"] for entry in picture["questions"]] for picture in pictures]
+    pairs = [
+        (pictures[(index + shift) % len(pictures)]["picture"], text)
+        for shift in range(len(pictures))
+        for index, own in enumerate(texts)
+        for text in own
+    ]
+    return [
+        {"images": [str(SHAPES / "pictures" / picture)], "prompt": text, "max_new_tokens": MAX_NEW_TOKENS}
+        for picture, text in pairs[:NUM_QUESTIONS]
+    ]
+
+
+def test_200_questions_have_pythons_answers_and_kept_indices(cpp, example_bundle):
+    asked = questions()
+    assert len(asked) == NUM_QUESTIONS
+    found = cpp.ask(example_bundle, asked)
+    with open_session(example_bundle, threads=1) as session:
+        for one, ours in zip(asked, found, strict=True):
+            theirs = session.answer(
+                one["images"], one["prompt"], SamplingOptions(max_new_tokens=MAX_NEW_TOKENS)
+            ).to_json()
+            assert ours["token_ids"] == theirs["token_ids"], one
+            assert ours["text"] == theirs["text"], one
+            assert ours["sites"] == theirs["sites"], one
+            assert ours["sites"][-1]["kept"] >= 1
