@@ -50,7 +50,7 @@ def main() -> None:
         measure(workdir, size, keep, arguments.rounds)
 
 
-def measure(workdir: Path, size: "LlavaSize", keep: tuple[int, ...], rounds: int) -> None:
+def measure(workdir: Path, size: "LlavaSize", keep: tuple[int, ...], rounds: int, warm_up: int = 1) -> None:
     """Export what is missing, start processes in turns and print."""
     # Not at the top: processes that are measured import neither torch nor transformers.
     from machine import describe_machine, describe_versions
@@ -72,7 +72,7 @@ def measure(workdir: Path, size: "LlavaSize", keep: tuple[int, ...], rounds: int
     print(f"{describe_versions('onnxruntime')}; {rounds} processes of every case, in turns\n")
     for name in BUNDLES:
         print(f"bundle {name}: {_bytes(workdir / name) / 1e9:.2f} GB")
-    times = take_turns(starts, rounds)
+    times = take_turns(starts, rounds, warm_up)
     print("\n| bundle | files | first token s | min … max | imports s | opening s | answering s |")
     print("|---|---|---|---|---|---|---|")
     for (name, state), results in times.items():
@@ -80,7 +80,7 @@ def measure(workdir: Path, size: "LlavaSize", keep: tuple[int, ...], rounds: int
         parts = ("imports", "open", "answer")
         cells += [f"{statistics.median(result[part] for result in results):.2f}" for part in parts]
         print(f"| {' | '.join(cells)} |")
-    opened = take_turns(opens, rounds)
+    opened = take_turns(opens, rounds, warm_up)
     print("\n| bundle | opened by | s | min … max | RssAnon + MiB | RssFile + MiB |")
     print("|---|---|---|---|---|---|")
     titles = {
