@@ -100,6 +100,8 @@ def test_ctrl_c_leaves_the_bundle_and_the_same_command_goes_on(bundle, tmp_path)
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Tests that run in the background ignore Ctrl-C, and their children would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 60
     while time.monotonic() < until and process.poll() is None:

@@ -290,7 +290,14 @@ def test_ctrl_c_ends_a_build(atp_bundle, tmp_path):
     bundle = Path(shutil.copytree(atp_bundle, tmp_path / "atp"))
     before = (bundle / MANIFEST_FILE).read_bytes()
     command = [sys.executable, "-m", "edgeprune.cli", "build", str(bundle), "--target", "rtx50"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background ignore Ctrl-C, and their children would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert running.stderr is not None
     first = running.stderr.readline()
     running.send_signal(signal.SIGINT)
