@@ -57,8 +57,10 @@ def test_an_answer_stands_behind_the_rendered_question(pairs, kind, between):
         expected = pairs[kind].their_ids(f"{text}{added}{answer}", 1)
         got = ours.encode_chat("what is it?", [TOKENS_PER_IMAGE], answer=answer).token_ids
         assert got.tolist() == expected
-        prompt = ours.encode_chat("what is it?", [TOKENS_PER_IMAGE]).token_ids
-        assert got[: len(prompt)].tolist() == prompt.tolist()
+        if not text[-1].isspace():
+            # A byte-level tokenizer joins a space at the prompt's end with the word behind it.
+            prompt = ours.encode_chat("what is it?", [TOKENS_PER_IMAGE]).token_ids
+            assert got[: len(prompt)].tolist() == prompt.tolist()
 
 
 @pytest.mark.parametrize("kind", ["llama", "byte-level"])
