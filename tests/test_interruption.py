@@ -8,6 +8,14 @@ import pytest
 from edgeprune.interruption import Interruption
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """A shell that runs the tests in the background makes them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Node:
     """Something that can be referred to weakly."""
 
