@@ -78,18 +78,8 @@ def predicted_knee(report: ProfileReport, prediction: PredictionEntry) -> Figure
         f"segment's prefill only reads its weights.{narrower}",
         drawing=_chart(prediction.knee_tokens, int4, points),
         legend=bundle_legend(report),
-        columns=("bundle", "stage", "tokens", "least ms", "bound by"),
-        rows=tuple(
-            (
-                bundle.name,
-                stage.name,
-                f"{stage.tokens:.0f}",
-                format_milliseconds(stage.milliseconds),
-                stage.bound,
-            )
-            for bundle in prediction.bundles
-            for stage in bundle.stages
-        ),
+        columns=_COLUMNS,
+        rows=_rows(prediction),
     )
 
 
@@ -131,18 +121,20 @@ def predicted_bars(prediction: PredictionEntry) -> Figure:
         "on top: see the roofline efficiency measured here.",
         drawing=svg.markup(),
         legend=tuple((f"g-{group}", GROUP_TITLES[group]) for group in groups),
-        columns=("bundle", "stage", "tokens", "least ms", "bound by"),
-        rows=tuple(
-            (
-                bundle.name,
-                stage.name,
-                f"{stage.tokens:.0f}",
-                format_milliseconds(stage.milliseconds),
-                stage.bound,
-            )
-            for bundle in prediction.bundles
-            for stage in bundle.stages
-        ),
+        columns=_COLUMNS,
+        rows=_rows(prediction),
+    )
+
+
+_COLUMNS = ("bundle", "stage", "tokens", "least ms", "bound by")
+
+
+def _rows(prediction: PredictionEntry) -> tuple[tuple[str, ...], ...]:
+    """Every stage of every bundle, for both figures."""
+    return tuple(
+        (bundle.name, stage.name, f"{stage.tokens:.0f}", format_milliseconds(stage.milliseconds), stage.bound)
+        for bundle in prediction.bundles
+        for stage in bundle.stages
     )
 
 
