@@ -13,6 +13,7 @@ from edgeprune.bundle import Bundle
 from edgeprune.errors import BackendError
 from edgeprune.extras import require
 from edgeprune.runtimes.backend import DeviceTensor, Graph
+from edgeprune.runtimes.float16_weights import copies_fit, keep_float16
 from edgeprune.runtimes.onnxruntime_providers import (
     check_available,
     find_provider,
@@ -47,22 +48,31 @@ class OnnxRuntimeBackend:
         check_available(self._ort, self._provider)
         self._threads = threads
         self._fuse_qdq = fuse_qdq
+        # By bundle, decided before its first graph takes memory.
+        self._copies_fit: dict[Path, bool] = {}
 
     def load(self, bundle: Bundle, name: str) -> Graph:
-        """Open the ONNX file of a graph."""
+        """Open the ONNX file of a graph; on the CPU, float16 weights stay so where float32 copies would not fit."""
         options = graph_options(self._provider, bundle, name)
-        return self.open(bundle.file(bundle.manifest.graphs[name].file), options)
+        if bundle.path not in self._copies_fit:
+            self._copies_fit[bundle.path] = self.device != "cpu" or copies_fit(bundle.manifest)
+        widened = self._copies_fit[bundle.path]
+        return self.open(bundle.file(bundle.manifest.graphs[name].file), options, widen_weights=widened)
 
     def longest_sequence(self, bundle: Bundle) -> int | None:  # noqa: ARG002 - of every bundle the same
         """ONNX Runtime takes any size; what its providers build covers the whole context."""
         return None
 
-    def open(self, path: Path, provider_options: Mapping[str, str] | None = None) -> Graph:
+    def open(
+        self, path: Path, provider_options: Mapping[str, str] | None = None, *, widen_weights: bool = True
+    ) -> Graph:
         """Open an ONNX file.
 
         Args:
             path: The file.
             provider_options: What the provider is told of it.
+            widen_weights: Whether ONNX Runtime may hold float32 copies of float16 weights
+                (:mod:`edgeprune.runtimes.float16_weights`).
 
         Raises:
             BackendError: ONNX Runtime cannot run it.
@@ -73,6 +83,8 @@ class OnnxRuntimeBackend:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if not self._fuse_qdq:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if not widen_weights:
+            keep_float16(self._ort, options)
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         told = dict(provider_options or {})
