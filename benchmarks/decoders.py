@@ -17,6 +17,7 @@ from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from edgeprune.bundle import Bundle
 from edgeprune.cost import DecoderShape, decoder_prefill_flops, layer_rows
+from edgeprune.runtimes.backend import open_graphs
 from edgeprune.runtimes.graph_chain import GraphChain, Sequence, Stopwatch
 from edgeprune.runtimes.onnxruntime_backend import OnnxRuntimeBackend
 from edgeprune.runtimes.pictures import PreparedPictures
@@ -74,8 +75,7 @@ def prompt_of_rows(size: LlavaSize, image_token: int, rows: int) -> RandomPrompt
 def open_chain(bundle: Path, provider: str = "cpu") -> GraphChain:
     """Open every graph of a bundle with ONNX Runtime."""
     opened, backend = Bundle.open(bundle), OnnxRuntimeBackend(provider)
-    graphs = {name: backend.load(opened, name) for name in opened.manifest.graphs}
-    return GraphChain(opened.manifest, backend, graphs)
+    return GraphChain(opened.manifest, backend, open_graphs(opened, backend))
 
 
 @dataclass
