@@ -1,6 +1,7 @@
 """ONNX Runtime: on the CPU, or on an NVIDIA GPU with IO binding, by itself or through TensorRT."""
 
 import os
+import threading
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.available_cores import available_cores
 from edgeprune.bundle import Bundle
 from edgeprune.errors import BackendError
 from edgeprune.extras import require
@@ -48,16 +50,20 @@ class OnnxRuntimeBackend:
         check_available(self._ort, self._provider)
         self._threads = threads
         self._fuse_qdq = fuse_qdq
+        # On the CPU, opening is the work of one thread: it lays out the weights for the kernels.
+        self.loads_at_once = (threads or available_cores()) if self.device == "cpu" else 1
         # By bundle, decided before its first graph takes memory.
         self._copies_fit: dict[Path, bool] = {}
+        self._deciding = threading.Lock()
 
     def load(self, bundle: Bundle, name: str) -> Graph:
         """Open the ONNX file of a graph; on the CPU, float16 weights stay so where float32 copies would not fit."""
         options = graph_options(self._provider, bundle, name)
-        if bundle.path not in self._copies_fit:
-            self._copies_fit[bundle.path] = self.device != "cpu" or copies_fit(bundle.manifest)
-        widened = self._copies_fit[bundle.path]
-        return self.open(bundle.file(bundle.manifest.graphs[name].file), options, widen_weights=widened)
+        with self._deciding:
+            if bundle.path not in self._copies_fit:
+                self._copies_fit[bundle.path] = self.device != "cpu" or copies_fit(bundle.manifest)
+        path = bundle.file(bundle.manifest.graphs[name].file)
+        return self.open(path, options, widen_weights=self._copies_fit[bundle.path])
 
     def longest_sequence(self, bundle: Bundle) -> int | None:  # noqa: ARG002 - of every bundle the same
         """ONNX Runtime takes any size; what its providers build covers the whole context."""

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.bundle import Bundle
 from edgeprune.runtimes import float16_weights
+from edgeprune.runtimes.backend import open_graphs
 from edgeprune.runtimes.float16_weights import copies_fit, keep_float16
 from edgeprune.runtimes.onnxruntime_backend import OnnxRuntimeBackend
 from edgeprune.runtimes.session import open_session
@@ -128,7 +129,8 @@ def test_the_decision_is_made_once_per_bundle(atp_float16_bundle, monkeypatch):
         return (1 << 40) if len(asked) == 1 else 0
 
     monkeypatch.setattr(float16_weights, "available_bytes", available)
-    backend, bundle = OnnxRuntimeBackend(threads=1), Bundle.open(atp_float16_bundle)
-    for name in bundle.manifest.graphs:
-        backend.load(bundle, name)
+    backend, bundle = OnnxRuntimeBackend(threads=4), Bundle.open(atp_float16_bundle)
+    assert backend.loads_at_once == 4
+    open_graphs(bundle, backend)
+    open_graphs(bundle, backend)
     assert len(asked) == 1
