@@ -91,7 +91,8 @@ def measure(workdir: Path, size: LlavaSize, method: str) -> bool:
     traced = sum(sum(graph["seconds"]) for graph in exported["graphs"].values())
     print(
         f"\nreading the checkpoint and running the reference: {exported['reference'] / 60:.2f} min; graphs: "
-        f"{traced / 60:.2f} min; together {exported['total'] / 60:.2f} min"
+        f"{traced / 60:.2f} min; together {exported['total'] / 60:.2f} min, {exported['processor'] / 60:.2f} min of "
+        "processor time"
     )
     print(
         f"the answer: opened in {answered['open']:.1f} s, {answered['prompt']} tokens of prompt and {NEW_TOKENS} "
@@ -148,7 +149,7 @@ def _run(child: str, workdir: Path, method: str) -> dict[str, Any]:
 def _child(what: str, workdir: Path, method: str) -> None:
     """In a process of its own, whose peak is its own."""
     result = _export_here(workdir, method) if what == "export" else _answer_here(workdir / method)
-    print(json.dumps({**result, "peak": own_memory("VmHWM")}))
+    print(json.dumps({**result, "peak": own_memory("VmHWM"), "processor": time.process_time()}))
 
 
 def _export_here(workdir: Path, method: str) -> dict[str, Any]:
