@@ -111,6 +111,7 @@ def check_graph(path: Path, cases: Sequence[StageCase], dtype: torch.dtype) -> P
     """
     onnxruntime: Any = require("onnxruntime", extra="export", purpose="to check the exported graphs")
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
     if dtype == torch.float16:
         keep_float16(onnxruntime, options)
     try:
