@@ -221,13 +221,16 @@ def test_what_a_pruner_raises_the_answer_raises(host_bundle):
             next(session.generate(PICTURES[:1], QUESTION, SIX))
 
 
-def test_a_bundle_without_scores_takes_no_pruner(atp_bundle, unpruned_bundle):
-    for bundle in (atp_bundle, unpruned_bundle):
-        with pytest.raises(PruningError) as caught:
-            open_session(bundle, pruner=CHOICES["own"])
-        assert str(caught.value) == (
-            "no site of this bundle takes a pruner: export it with --method host, or open it without a pruner"
-        )
+def test_a_bundle_without_scores_takes_no_pruner(atp_bundle, host_bundle):
+    expected = (
+        "no site of this bundle takes a pruner: export it with --method host, or open it without a pruner"
+    )
+    with pytest.raises(PruningError) as caught:
+        open_session(atp_bundle, pruner=CHOICES["own"])
+    assert str(caught.value) == expected
+    manifest = Bundle.open(host_bundle).manifest
+    with pytest.raises(PruningError, match=expected):
+        check_takes_pruner(replace(manifest, sites=(), segments=manifest.segments[:1]))
 
 
 def test_a_site_that_merges_behind_it_takes_no_pruner(host_bundle):

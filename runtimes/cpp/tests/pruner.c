@@ -21,9 +21,13 @@ typedef struct wish {
 
 static int64_t prune(const edgeprune_site_scores* site, int64_t* keep, void* user) {
   wish* wanted = user;
+  if (site->struct_size != sizeof *site || site->elapsed_ms <= 0) return -99;
+  if (strcmp(site->name, "site0") != 0) {
+    memcpy(keep, site->own_choice, (size_t)site->num_own_choice * sizeof *keep);
+    return site->num_own_choice;
+  }
   ++wanted->calls;
   wanted->tokens = site->num_tokens;
-  if (site->struct_size != sizeof *site || strcmp(site->name, "site0") != 0 || site->elapsed_ms <= 0) return -99;
   if (wanted->returned != 0) return wanted->returned;
   return edgeprune_keep_highest(site->scores, site->num_tokens, wanted->highest, keep);
 }

@@ -1,4 +1,4 @@
-"""A pruner of the program's own sees and keeps in C++ what it sees and keeps in Python; what it must not do is refused."""
+"""A pruner of the program's own sees and keeps in C++ what it does in Python; what is no choice is refused."""
 
 import hashlib
 import json
