@@ -91,6 +91,7 @@ class Session:
         Raises:
             PictureError: A picture is unusable.
             PromptError: The prompt is empty, too long, or its placeholders do not fit the pictures.
+            PruningError: The session's pruner keeps nothing, or what is not there.
         """
         yield from self._generate(images, prompt, options or SamplingOptions())
 
