@@ -91,11 +91,14 @@ def measure(workdir: Path, size: LlavaSize, method: str) -> bool:
     traced = sum(sum(graph["seconds"]) for graph in exported["graphs"].values())
     print(
         f"\nreading the checkpoint and running the reference: {exported['reference'] / 60:.2f} min; graphs: "
-        f"{traced / 60:.2f} min; together {exported['total'] / 60:.2f} min"
+        f"{traced / 60:.2f} min; together {exported['total'] / 60:.2f} min, {exported['processor'] / 60:.2f} min of "
+        "processor time"
     )
     print(
         f"the answer: opened in {answered['open']:.1f} s, {answered['prompt']} tokens of prompt and {NEW_TOKENS} "
-        f"new ones in {answered['answer']:.1f} s, peak {answered['peak'] / GB:.2f} GB\n"
+        f"new ones in {answered['answer']:.1f} s ({answered['first']:.1f} s to the first, then "
+        f"{answered['token']:.1f} s each), peak {answered['peak'] / GB:.2f} GB, of its own "
+        f"{answered['own_bytes'] / GB:.2f} GB\n"
     )
     rows = [
         ("peak of the export", exported["peak"], 1.3 * weights + 2 * GB, "1.3 × weights + 2 GB"),
@@ -146,7 +149,7 @@ def _run(child: str, workdir: Path, method: str) -> dict[str, Any]:
 def _child(what: str, workdir: Path, method: str) -> None:
     """In a process of its own, whose peak is its own."""
     result = _export_here(workdir, method) if what == "export" else _answer_here(workdir / method)
-    print(json.dumps({**result, "peak": own_memory("VmHWM")}))
+    print(json.dumps({**result, "peak": own_memory("VmHWM"), "processor": time.process_time()}))
 
 
 def _export_here(workdir: Path, method: str) -> dict[str, Any]:
@@ -170,8 +173,16 @@ def _answer_here(bundle: Path) -> dict[str, Any]:
         options = edgeprune.SamplingOptions(max_new_tokens=NEW_TOKENS, ignore_eos=True)
         answer = session.answer([Image.new("RGB", (336, 336), "teal")], "What is this?", options)
         end = time.monotonic()
+        own = own_memory("RssAnon")
     assert len(answer.token_ids) == NEW_TOKENS
-    return {"open": opened - start, "answer": end - opened, "prompt": answer.prompt_tokens}
+    return {
+        "open": opened - start,
+        "answer": end - opened,
+        "first": answer.timings_ms["time_to_first_token"] / 1e3,
+        "token": answer.timings_ms["decode"] / answer.decode_steps / 1e3,
+        "prompt": answer.prompt_tokens,
+        "own_bytes": own,
+    }
 
 
 def _size(bundle: Bundle) -> int:

@@ -1,6 +1,9 @@
 """Reading safetensors: one file or shards with an index, memory-mapped, checked before anything is used."""
 
+import ctypes
 import json
+import mmap
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from edgeprune.extras import require
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 MAX_LISTED = 12
+# madvise's MADV_PAGEOUT (Linux 5.4): unlike MADV_DONTNEED it never loses what was written to a page.
+_PAGEOUT = 21
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -119,6 +124,34 @@ def assign_weights(
         {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in fitting.items()}, assign=True
     )
     module.requires_grad_(requires_grad=False)
+
+
+def release_pages(tensors: Iterable[Tensor]) -> None:
+    """Give the memory back that reading memory-mapped weights took; whoever uses them again reads the file again.
+
+    Linux only, and of files that the user may write; elsewhere nothing happens, and the system takes that memory when
+    it needs it. Tensors that lie in no file are left alone.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    mapped = _mapped_files()
+    for address, size in {(tensor.data_ptr(), tensor.nbytes) for tensor in tensors}:
+        start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if length > 0 and any(first <= address < last for first, last in mapped):
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _PAGEOUT)
+
+
+def _mapped_files() -> list[tuple[int, int]]:
+    """First and behind-the-last address of everything that this process has mapped from a file."""
+    ranges = []
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        addresses, _, _, _, inode, *_ = line.split()
+        if inode != "0":
+            first, last = addresses.split("-")
+            ranges.append((int(first, 16), int(last, 16)))
+    return ranges
 
 
 def _listed(items: list[str]) -> str:

@@ -13,12 +13,12 @@ from PIL import Image
 import edgeprune
 from edgeprune.bundle import Bundle, file_entry, sha256_of, writing
 from edgeprune.checkpoint import PRUNING_FILE, PRUNING_WEIGHTS_FILE, load_checkpoint, read_config
-from edgeprune.checkpoint_weights import weight_files
+from edgeprune.checkpoint_weights import release_pages, weight_files
 from edgeprune.errors import CheckpointError, ParityError, PromptError, PruningError
 from edgeprune.export.check_pictures import check_pictures
 from edgeprune.export.external_data import WeightStore
 from edgeprune.export.input_settings import InputSettings
-from edgeprune.export.parity import Prompt, StageCase, check_graph, record_cases
+from edgeprune.export.parity import Prompt, StageCase, check_graph, record_cases, reference_arithmetic
 from edgeprune.export.prompt import tokenizer_json_from_checkpoint
 from edgeprune.export.trace import trace_stage
 from edgeprune.manifest import (
@@ -115,8 +115,12 @@ def export(
         tokenizer = partial / TOKENIZER_FILE
         tokenizer.write_text(settings.tokenizer_json, encoding="utf-8")
         probe = _probe_entry(model, clip, partial)
-        prompts = check_prompts(model, settings.preprocessing, settings.prompt_format, partial, probe, images)
-        cases = record_cases(model, prompts)
+        with reference_arithmetic(model):
+            prompts = check_prompts(
+                model, settings.preprocessing, settings.prompt_format, partial, probe, images
+            )
+            cases = record_cases(model, prompts)
+        release_pages(model.model.parameters())
         graphs, parity = _export_graphs(model, partial, cases, opset, report)
         manifest = Manifest(
             edgeprune_version=edgeprune.__version__,
@@ -207,6 +211,7 @@ def _export_graphs(
         data_files = store.externalise(graph, f"{graph_file}.data")
         ir.save(graph, folder / graph_file)
         del graph
+        release_pages(model.model.parameters())
         progress.graph(stage.name, steps[2], 2, len(steps))
         _check_model(folder / graph_file)
         progress.graph(stage.name, steps[3], 3, len(steps))

@@ -1,5 +1,6 @@
 """Does a graph compute what the torch reference computes? Measured while exporting, on real runs of the model."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeprune.errors import ParityError
+from edgeprune.export.float32_arithmetic import float32_arithmetic
 from edgeprune.extras import require
 from edgeprune.manifest import ParityEntry
 from edgeprune.pruned_model import Prefill, PrunedModel
+from edgeprune.runtimes.float16_weights import keep_float16
 from edgeprune.runtimes.guide import GuideInputs
 from edgeprune.runtimes.pictures import PreparedPictures
 from edgeprune.stages import Stage
@@ -46,6 +49,11 @@ class StageCase:
     description: str
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+
+
+def reference_arithmetic(model: PrunedModel) -> contextlib.AbstractContextManager[None]:
+    """What the reference runs under: with float16 weights it computes in float32."""
+    return float32_arithmetic(model.stages) if model.dtype == torch.float16 else contextlib.nullcontext()
 
 
 def record_cases(
@@ -102,8 +110,12 @@ def check_graph(path: Path, cases: Sequence[StageCase], dtype: torch.dtype) -> P
         ParityError: An output differs by more than the tolerance, or an index differs at all.
     """
     onnxruntime: Any = require("onnxruntime", extra="export", purpose="to check the exported graphs")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if dtype == torch.float16:
+        keep_float16(onnxruntime, options)
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # every failure has a class of its own, without a common base
         raise ParityError(
             f"ONNX Runtime {onnxruntime.__version__} cannot open {path.name} ({error}): "

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from edgeprune.bundle import Bundle
 from edgeprune.checkpoint import load_checkpoint
+from edgeprune.checkpoint_weights import release_pages
 from edgeprune.errors import BundleError
 from edgeprune.export.exporter import DTYPES, FUSED_OPSET, check_prompts, checkpoint_hash
-from edgeprune.export.parity import check_graph, record_cases
+from edgeprune.export.parity import check_graph, record_cases, reference_arithmetic
 from edgeprune.manifest import ParityEntry
 from edgeprune.prune.registry import method_from_parameters
 from edgeprune.runtimes.preprocessing_kinds import preprocessing_from_json
@@ -40,15 +41,17 @@ def compare_with_checkpoint(
         dtype=DTYPES[manifest.dtype],
         fused_rotary=manifest.opset >= FUSED_OPSET,
     )
-    prompts = check_prompts(
-        model,
-        preprocessing_from_json(manifest.preprocessing),
-        PromptFormat.from_json(manifest.prompt),
-        bundle.path,
-        manifest.probe,
-        (),
-    )
-    cases = record_cases(model, prompts)
+    with reference_arithmetic(model):
+        prompts = check_prompts(
+            model,
+            preprocessing_from_json(manifest.preprocessing),
+            PromptFormat.from_json(manifest.prompt),
+            bundle.path,
+            manifest.probe,
+            (),
+        )
+        cases = record_cases(model, prompts)
+    release_pages(model.model.parameters())
     return {
         name: check_graph(bundle.file(graph.file), cases.get(name, []), model.dtype)
         for name, graph in manifest.graphs.items()

@@ -1,6 +1,7 @@
 """ONNX Runtime: on the CPU, or on an NVIDIA GPU with IO binding, by itself or through TensorRT."""
 
 import os
+import threading
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ from edgeprune.bundle import Bundle
 from edgeprune.errors import BackendError
 from edgeprune.extras import require
 from edgeprune.runtimes.backend import DeviceTensor, Graph
+from edgeprune.runtimes.float16_weights import copies_fit, keep_float16
 from edgeprune.runtimes.onnxruntime_providers import (
     check_available,
     find_provider,
@@ -50,22 +52,33 @@ class OnnxRuntimeBackend:
         self._fuse_qdq = fuse_qdq
         # On the CPU, opening is the work of one thread: it lays out the weights for the kernels.
         self.loads_at_once = (threads or available_cores()) if self.device == "cpu" else 1
+        # By bundle, decided before its first graph takes memory.
+        self._copies_fit: dict[Path, bool] = {}
+        self._deciding = threading.Lock()
 
     def load(self, bundle: Bundle, name: str) -> Graph:
-        """Open the ONNX file of a graph."""
+        """Open the ONNX file of a graph; on the CPU, float16 weights stay so where float32 copies would not fit."""
         options = graph_options(self._provider, bundle, name)
-        return self.open(bundle.file(bundle.manifest.graphs[name].file), options)
+        with self._deciding:
+            if bundle.path not in self._copies_fit:
+                self._copies_fit[bundle.path] = self.device != "cpu" or copies_fit(bundle.manifest)
+        path = bundle.file(bundle.manifest.graphs[name].file)
+        return self.open(path, options, widen_weights=self._copies_fit[bundle.path])
 
     def longest_sequence(self, bundle: Bundle) -> int | None:  # noqa: ARG002 - of every bundle the same
         """ONNX Runtime takes any size; what its providers build covers the whole context."""
         return None
 
-    def open(self, path: Path, provider_options: Mapping[str, str] | None = None) -> Graph:
+    def open(
+        self, path: Path, provider_options: Mapping[str, str] | None = None, *, widen_weights: bool = True
+    ) -> Graph:
         """Open an ONNX file.
 
         Args:
             path: The file.
             provider_options: What the provider is told of it.
+            widen_weights: Whether ONNX Runtime may hold float32 copies of float16 weights
+                (:mod:`edgeprune.runtimes.float16_weights`).
 
         Raises:
             BackendError: ONNX Runtime cannot run it.
@@ -76,6 +89,8 @@ class OnnxRuntimeBackend:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if not self._fuse_qdq:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if not widen_weights:
+            keep_float16(self._ort, options)
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         told = dict(provider_options or {})

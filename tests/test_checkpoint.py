@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tiny_checkpoints import (
 )
 
 from edgeprune.checkpoint import load_checkpoint, read_methods
-from edgeprune.checkpoint_weights import weight_files
+from edgeprune.checkpoint_weights import open_weights, release_pages, weight_files
 from edgeprune.errors import CheckpointError, EdgepruneError, PruningError
 from edgeprune.prune.atp import Atp
 from edgeprune.prune.ivtp import Ivtp
@@ -145,6 +146,27 @@ def test_weights_stay_memory_mapped_unless_converted(llava_folder, dtype):
         assert tensor.dtype == (dtype or torch.float32)
         mapped = any(start <= tensor.data_ptr() < end for start, end in spans)
         assert mapped == (dtype != torch.float16), name
+
+
+def resident_bytes(file: Path) -> int:
+    """How much of a mapped file is in the memory of this process."""
+    entries = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    mine = [entry for entry in entries if entry.split("\n", 1)[0].endswith(str(file))]
+    return sum(1024 * int(re.search(r"^Rss: +(\d+) kB", entry, re.M)[1]) for entry in mine)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps")
+def test_released_pages_are_read_again(tmp_path):
+    tensors = {"a": torch.arange(2**20, dtype=torch.float32), "b": torch.ones(2**18)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    mapped = open_weights([tmp_path / "model.safetensors"])
+    in_no_file = torch.arange(2**18)
+    for _ in range(2):
+        assert all(torch.equal(mapped[name], tensor) for name, tensor in tensors.items())
+        assert resident_bytes(tmp_path / "model.safetensors") > 4 * 2**20
+        release_pages([*mapped.values(), mapped["a"][5:9], in_no_file])
+        assert resident_bytes(tmp_path / "model.safetensors") < 2**16
+    assert torch.equal(in_no_file, torch.arange(2**18))
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])
