@@ -6,6 +6,7 @@
 
 #include "error.h"
 #include "onnxruntime/device_copy.h"
+#include "onnxruntime/environment.h"
 #include "onnxruntime/library.h"
 
 namespace edgeprune {
@@ -16,22 +17,20 @@ using ort::Library;
 
 // What every graph of a backend needs; graphs and tensors keep it alive.
 struct Runtime {
-  explicit Runtime(const std::string& path) : library(path) {
+  Runtime(const std::string& path, int threads) : library(path), environment(library, threads) {
     const Api& api = library.api();
-    library.check(api.CreateEnv(ort::kLogError, "edgeprune", &env), "cannot start");
     library.check(api.CreateCpuMemoryInfo(ort::kDeviceAllocator, ort::kMemoryTypeDefault, &host), "cannot start");
     library.check(api.CreateMemoryInfo("Cuda", ort::kDeviceAllocator, 0, ort::kMemoryTypeDefault, &device), "cannot start");
   }
   ~Runtime() {
     if (device != nullptr) library.api().ReleaseMemoryInfo(device);
     if (host != nullptr) library.api().ReleaseMemoryInfo(host);
-    if (env != nullptr) library.api().ReleaseEnv(env);
   }
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
 
   Library library;
-  ort::Env* env = nullptr;
+  ort::Environment environment;
   ort::MemoryInfo* host = nullptr;
   ort::MemoryInfo* device = nullptr;
 };
@@ -125,8 +124,12 @@ class OnnxRuntimeGraph : public Graph {
     library.check(api.CreateSessionOptions(&made), doing);
     const std::unique_ptr<ort::SessionOptions, void (*)(ort::SessionOptions*)> options(made, api.ReleaseSessionOptions);
     library.check(api.SetSessionLogSeverityLevel(options.get(), ort::kLogError), doing);
+    if (std::getenv("EXP_OWN")) {
     // A chain of sessions shares the cores: threads that spin after a run slow the next graph by a third.
     library.check(api.AddSessionConfigEntry(options.get(), "session.force_spinning_stop", "1"), doing);
+    if (std::getenv("EXP_NOSPIN")) library.check(api.AddSessionConfigEntry(options.get(), "session.intra_op.allow_spinning", "0"), doing);
+    } else library.check(api.DisablePerSessionThreads(options.get()), doing);
+    if (std::getenv("EXP_NOPRE")) library.check(api.AddSessionConfigEntry(options.get(), "session.disable_prepacking", "1"), doing);
     if (!backend.fuse_quantized) {
       library.check(api.AddSessionConfigEntry(options.get(), "session.disable_quant_qdq", "1"), doing);
     }
@@ -139,7 +142,7 @@ class OnnxRuntimeGraph : public Graph {
       library.check(api.SessionOptionsAppendExecutionProvider_CUDA_V2(options.get(), cuda),
                     "cannot use CUDA: check the driver, CUDA and cuDNN, or run with the provider cpu");
     }
-    library.check(api.CreateSession(runtime_->env, path.c_str(), options.get(), &session_), doing);
+    library.check(api.CreateSession(runtime_->environment.get(), path.c_str(), options.get(), &session_), doing);
     try {
       inputs_ = names(api.SessionGetInputCount, api.SessionGetInputName, doing);
       outputs_ = names(api.SessionGetOutputCount, api.SessionGetOutputName, doing);
@@ -275,7 +278,7 @@ class OnnxRuntimeBackend : public Backend {
     if (options.provider != "cpu" && options.provider != "cuda") {
       throw BackendError("provider '" + options.provider + "' is unknown, known: cpu, cuda");
     }
-    runtime_ = std::make_shared<Runtime>(options.library);
+    runtime_ = std::make_shared<Runtime>(options.library, options.threads);
     if (options.provider == "cuda") {
       const std::vector<std::string> providers = runtime_->library.providers();
       if (std::find(providers.begin(), providers.end(), "CUDAExecutionProvider") == providers.end()) {
