@@ -74,6 +74,7 @@ struct Options {
   double top_p = 1;
   std::optional<uint64_t> seed;
   std::vector<std::string> stop;
+  bool ignore_eos = false;  // go on behind the model's end token
 };
 
 struct Site {
@@ -173,6 +174,7 @@ class VisionSession {
     raw.seed = options.seed.value_or(0);
     raw.stop = stop.data();
     raw.num_stop = stop.size();
+    raw.ignore_eos = options.ignore_eos ? 1 : 0;
     Stream stream{&on_piece, nullptr};
     edgeprune_answer* made = nullptr;
     const edgeprune_status status = edgeprune_ask(handle_.get(), pictures.data(), pictures.size(), prompt.c_str(), &raw,

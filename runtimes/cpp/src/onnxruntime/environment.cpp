@@ -7,8 +7,8 @@
 namespace edgeprune::ort {
 namespace {
 
-// ONNX Runtime counts who uses its only environment and ignores the options of all but the first; it cannot be asked how
-// large the pool is.
+// ONNX Runtime counts who uses its environment, ignores the options of all but the first, and does not tell how large the
+// pool is. So that is remembered here, as long as ONNX Runtime does.
 struct Pool {
   int threads;
   int users;
@@ -35,7 +35,8 @@ Options pool_options(const Library& library, int threads) {
   library.check(api.SetGlobalIntraOpNumThreads(options.get(), threads), "cannot start");
   // Graphs run one operator at a time.
   library.check(api.SetGlobalInterOpNumThreads(options.get(), 1), "cannot start");
-  library.check(api.SetGlobalSpinControl(options.get(), std::getenv("EXP_SPIN") != nullptr), "cannot start");
+  // Threads that spin between two graphs, and while graphs are opened, take the cores from who has work.
+  library.check(api.SetGlobalSpinControl(options.get(), 0), "cannot start");
   return options;
 }
 
