@@ -57,9 +57,7 @@ def main() -> None:
         measure(bundle, build(arguments.library), arguments)
 
 
-def measure(
-    bundle: Path, library: "CppLibrary", arguments: argparse.Namespace, warm_up: int = 1
-) -> bool:
+def measure(bundle: Path, library: "CppLibrary", arguments: argparse.Namespace, warm_up: int = 1) -> bool:
     """Start processes in turns and print; whether C++ was no slower anywhere."""
     # Not at the top: processes that are measured import neither torch nor the builder.
     from machine import describe_machine, describe_versions
@@ -79,15 +77,16 @@ def measure(
     }
     print(describe_machine())
     print(
-        f"{describe_versions('onnxruntime')}; {arguments.threads or 'default'} threads; {arguments.rounds} processes of "
-        f"each, in turns; {arguments.answers} answers of {arguments.tokens} tokens in each\n"
+        f"{describe_versions('onnxruntime')}; threads: {arguments.threads or 'default'}; {arguments.rounds} processes "
+        f"of each, in turns; {arguments.answers} answers of {arguments.tokens} tokens in each\n"
     )
     answered = take_turns(languages, arguments.rounds, warm_up)
     started = take_turns(programs, arguments.rounds, warm_up)
     if any(ours["token_ids"] != theirs["token_ids"] for ours, theirs in zip(*answered.values(), strict=True)):
         raise SystemExit("the two languages answer differently: compare them first (tests/runtimes/cpp)")
     rows = {
-        title: [[run[stage] for run in answered[name]] for name in LANGUAGES] for stage, title in STAGES.items()
+        title: [[run[stage] for run in answered[name]] for name in LANGUAGES]
+        for stage, title in STAGES.items()
     }
     rows["program, start to end of one token"] = [started[name] for name in LANGUAGES]
     print("| ms | C++ | min … max | Python | min … max | C++ / Python | C++ no slower |")
@@ -206,9 +205,7 @@ def _ask_cpp(bundle: Path, library: Path, arguments: argparse.Namespace) -> dict
     session, picture = ctypes.c_void_p(), ctypes.c_void_p()
     before = _memory()
     begun = time.perf_counter()
-    check(
-        edgeprune.edgeprune_session_open(os.fsencode(bundle), ctypes.byref(options), ctypes.byref(session))
-    )
+    check(edgeprune.edgeprune_session_open(os.fsencode(bundle), ctypes.byref(options), ctypes.byref(session)))
     opened = time.perf_counter() - begun
     answers = []
     for _ in range(arguments.answers + 1):

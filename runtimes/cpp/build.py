@@ -104,9 +104,13 @@ def build_fuzzers(folder: Path, *, jobs: int = 2) -> dict[str, Path]:
         BackendError: clang or another tool is missing, or a file does not compile.
     """
     cmake = _cmake()
-    compilers = {language: shutil.which(program) for language, program in (("C", "clang"), ("CXX", "clang++"))}
+    compilers = {
+        language: shutil.which(program) for language, program in (("C", "clang"), ("CXX", "clang++"))
+    }
     if missing := [language for language, path in compilers.items() if path is None]:
-        raise BackendError(f"clang was not found (for {' and '.join(missing)}): install clang and its compiler-rt")
+        raise BackendError(
+            f"clang was not found (for {' and '.join(missing)}): install clang and its compiler-rt"
+        )
     options = [f"-DCMAKE_{language}_COMPILER={path}" for language, path in compilers.items()]
     options += [f"-DEDGEPRUNE_DEPENDENCIES={fetch(folder / 'dependencies').resolve()}", "-DEDGEPRUNE_FUZZ=ON"]
     _run([cmake, "-S", str(SOURCES), "-B", str(folder), *options])

@@ -109,9 +109,7 @@ TINY_TOKENIZERS: tuple[dict[str, Any], ...] = (
         "model": {"ignore_merges": True, "vocab": {"▁ab": 0, "a": 1}, "merges": []},
         "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True},
         "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},
-        "added_tokens": [
-            {"id": 9, "content": "ab", "single_word": True, "rstrip": True, "normalized": True}
-        ],
+        "added_tokens": [{"id": 9, "content": "ab", "single_word": True, "rstrip": True, "normalized": True}],
     },
 )
 
@@ -145,13 +143,17 @@ def write_seeds(bundle: Path, folder: Path) -> None:
         manifest = json.loads((bundle / MANIFEST_FILE).read_text(encoding="utf-8"))
         own = json.loads((bundle / manifest["tokenizer"]["path"]).read_text(encoding="utf-8"))
     except (OSError, ValueError, LookupError) as error:
-        raise BackendError(f"{bundle} gives no seeds ({error}): name a bundle made by edgeprune export") from error
+        raise BackendError(
+            f"{bundle} gives no seeds ({error}): name a bundle made by edgeprune export"
+        ) from error
     seeds: dict[str, list[bytes]] = {"manifest": [_compact(manifest)], "picture": picture_files()}
     # Without the tensors of the graphs, of which one is like the other.
     for graph in manifest["graphs"].values():
         graph |= {"inputs": graph["inputs"][:1], "outputs": graph["outputs"][:1]}
     seeds["manifest"].append(_compact(manifest))
-    seeds["tokenizer"] = [_compact(tokenizer) + b"\n" + TEXT.encode() for tokenizer in (own, *TINY_TOKENIZERS)]
+    seeds["tokenizer"] = [
+        _compact(tokenizer) + b"\n" + TEXT.encode() for tokenizer in (own, *TINY_TOKENIZERS)
+    ]
     for name, contents in seeds.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for index, content in enumerate(contents):
@@ -229,7 +231,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Fuzz the C++ library's readers.")
     parser.add_argument("bundle", type=Path, help="its files are seeds")
     parser.add_argument("--seconds", type=int, default=60, help="of every target")
-    parser.add_argument("--output", type=Path, default=Path("out/cpp-fuzz"), help="build folder, corpus, findings")
+    parser.add_argument(
+        "--output", type=Path, default=Path("out/cpp-fuzz"), help="build folder, corpus, findings"
+    )
     arguments = parser.parse_args()
     try:
         programs = build_fuzzers(arguments.output)
@@ -242,7 +246,9 @@ def main() -> None:
         verdict = "no finding" if run.finding is None else f"a finding:\n{run.finding}"
         sys.stdout.write(f"{run.name}: {run.executions} inputs in {arguments.seconds} s, {verdict}\n")
     if any(run.finding is not None for run in runs):
-        sys.exit(f"edgeprune: the inputs are in {arguments.output / 'findings'}: mend what they show, and test it")
+        sys.exit(
+            f"edgeprune: the inputs are in {arguments.output / 'findings'}: mend what they show, and test it"
+        )
 
 
 if __name__ == "__main__":

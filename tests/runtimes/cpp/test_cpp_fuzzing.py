@@ -15,7 +15,9 @@ from edgeprune.runtimes.cpp.fuzzing import fuzz, picture_files, write_seeds
 
 OUTPUT = REPOSITORY / "out" / "cpp-fuzz"
 SECONDS = 60
-EMPTY_TARGET = "#include <cstddef>\nextern \"C\" int LLVMFuzzerTestOneInput(const char*, size_t) { return 0; }\n"
+EMPTY_TARGET = (
+    '#include <cstddef>\nextern "C" int LLVMFuzzerTestOneInput(const char*, size_t) { return 0; }\n'
+)
 
 pytestmark = pytest.mark.skipif(SANITIZE, reason="the targets have sanitizers anyway")
 

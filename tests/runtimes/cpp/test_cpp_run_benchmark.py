@@ -24,7 +24,9 @@ def test_both_languages_are_measured_and_compared(cpp, unpruned_bundle, capsys):
     ]
     for row in rows:
         ratio = float(row["C++"]) / float(row["Python"])
-        assert float(row["C++ / Python"]) == pytest.approx(ratio, abs=0.01 + 0.01 * ratio / float(row["Python"]))
+        assert float(row["C++ / Python"]) == pytest.approx(
+            ratio, abs=0.01 + 0.01 * ratio / float(row["Python"])
+        )
         assert row["C++ no slower"] == ("met" if float(row["C++ / Python"]) <= 1 else "missed")
     assert met == all(row["C++ no slower"] == "met" for row in rows)
     assert "C++: opening adds RssAnon" in printed
