@@ -11,6 +11,7 @@
 #include "bundle/bundle.h"
 #include "decoder/eviction.h"
 #include "decoder/kv_cache.h"
+#include "decoder/open_graphs.h"
 #include "decoder/sequence_layout.h"
 #include "decoder/stopwatch.h"
 #include "pictures/preprocessing.h"
@@ -84,7 +85,7 @@ class GraphChain {
 
   const Manifest& manifest_;
   Backend& backend_;
-  std::map<std::string, std::unique_ptr<Graph>> graphs_;
+  Graphs graphs_;
   DataType type_;
   int64_t image_token_id_;
   std::vector<Numbering> numberings_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "error.h"
@@ -305,6 +306,12 @@ class OnnxRuntimeBackend : public Backend {
 
   std::unique_ptr<Graph> load(const std::filesystem::path& path) override {
     return std::make_unique<OnnxRuntimeGraph>(runtime_, path, options_);
+  }
+
+  // On the CPU, opening is the work of one thread: it lays out the weights for the kernels.
+  int loads_at_once() const override {
+    if (copy_ != nullptr) return 1;
+    return options_.threads > 0 ? options_.threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   }
 
   Tensor allocate(Shape shape, DataType type) override {
