@@ -22,6 +22,7 @@ from edgeprune.errors import BackendError
 
 SOURCES = Path(__file__).resolve().parent
 HEADERS = ("minja/minja.hpp", "nlohmann/json.hpp", "stb/stb_image.h")
+FUZZERS = ("manifest", "tokenizer", "picture")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,34 @@ def build(folder: Path, *, sanitize: bool = False, tests: bool = False, jobs: in
     _run([cmake, "-S", str(SOURCES), "-B", str(folder), *options])
     _run([cmake, "--build", str(folder), "--parallel", str(jobs)])
     return CppLibrary(folder / "libedgeprune.so", folder / "edgeprune-run", folder)
+
+
+def build_fuzzers(folder: Path, *, jobs: int = 2) -> dict[str, Path]:
+    """Fetch, configure and build libFuzzer's targets, with sanitizers; what is up to date in ``folder`` is kept.
+
+    Args:
+        folder: CMake's build folder.
+        jobs: Files compiled at a time.
+
+    Returns:
+        The programs, by what they read.
+
+    Raises:
+        BackendError: clang or another tool is missing, or a file does not compile.
+    """
+    cmake = _cmake()
+    compilers = {
+        language: shutil.which(program) for language, program in (("C", "clang"), ("CXX", "clang++"))
+    }
+    if missing := [language for language, path in compilers.items() if path is None]:
+        raise BackendError(
+            f"clang was not found (for {' and '.join(missing)}): install clang and its compiler-rt"
+        )
+    options = [f"-DCMAKE_{language}_COMPILER={path}" for language, path in compilers.items()]
+    options += [f"-DEDGEPRUNE_DEPENDENCIES={fetch(folder / 'dependencies').resolve()}", "-DEDGEPRUNE_FUZZ=ON"]
+    _run([cmake, "-S", str(SOURCES), "-B", str(folder), *options])
+    _run([cmake, "--build", str(folder), "--target", "fuzzers", "--parallel", str(jobs)])
+    return {name: folder / "fuzz" / f"fuzz_{name}" for name in FUZZERS}
 
 
 def find_onnxruntime() -> Path | None:

@@ -22,6 +22,8 @@ class Backend {
   virtual ~Backend() = default;
   // Throws BackendError: the backend cannot run the graph.
   virtual std::unique_ptr<Graph> load(const std::filesystem::path& path) = 0;
+  // How many threads may load at the same time, to the good of the machine.
+  virtual int loads_at_once() const { return 1; }
   // Uninitialised memory on the device; at least one element.
   virtual Tensor allocate(Shape shape, DataType type) = 0;
   // The tensor in host memory; waits for the device.

@@ -138,6 +138,7 @@ edgeprune::SamplingOptions sampling_options(const edgeprune_generation_options* 
     require(known.stop[index], "stop");
     options.stop.emplace_back(known.stop[index]);
   }
+  options.ignore_eos = known.ignore_eos != 0;
   return options;
 }
 
@@ -239,7 +240,7 @@ void edgeprune_picture_size(const edgeprune_picture* picture, int64_t* width, in
 void edgeprune_picture_release(edgeprune_picture* picture) { delete picture; }
 
 void edgeprune_generation_options_init(edgeprune_generation_options* options) {
-  if (options != nullptr) *options = {sizeof *options, 64, 0, 0, 1, 0, 0, nullptr, 0};
+  if (options != nullptr) *options = {sizeof *options, 64, 0, 0, 1, 0, 0, nullptr, 0, 0};
 }
 
 edgeprune_status edgeprune_ask(edgeprune_session* session, const edgeprune_picture* const* pictures, size_t num_pictures,

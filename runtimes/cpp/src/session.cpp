@@ -107,7 +107,7 @@ Answer Session::answer(const std::vector<Picture>& pictures, const std::string& 
   }
   IncrementalDecoder detokenizer(prompts_.tokenizer());
   StopMatcher stops(options.stop);
-  const std::vector<int64_t>& ends = prompts_.format().eos_token_ids;
+  const std::vector<int64_t> ends = options.ignore_eos ? std::vector<int64_t>() : prompts_.format().eos_token_ids;
   watch.add("decode", 0);
   answer.finish_reason = "length";
   bool cancelled = false;

@@ -27,6 +27,7 @@ edgeprune::Options options_of(const Json& request) {
   options.top_p = request.value("top_p", options.top_p);
   if (request.contains("seed")) options.seed = request["seed"].get<uint64_t>();
   if (request.contains("stop")) options.stop = request["stop"].get<std::vector<std::string>>();
+  options.ignore_eos = request.value("ignore_eos", options.ignore_eos);
   return options;
 }
 

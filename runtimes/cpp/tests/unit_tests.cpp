@@ -128,6 +128,14 @@ void unknown_tokenizer_parts_are_refused_by_name() {
   refused(R"({"model": {"vocab": {}, "merges": []}, "decoder": {"type": "CTC"}})", "'CTC'");
   refused(R"({"model": {"vocab": {}, "merges": []}, "post_processor": {"type": "BertProcessing"}})", "'BertProcessing'");
   refused((std::string(1000, '[') + std::string(1000, ']')).c_str(), "deep");
+  // Found by fuzzing: null is no component elsewhere.
+  const std::pair<const char*, const char*> sequences[] = {
+      {"normalizer", "normalizers"}, {"pre_tokenizer", "pretokenizers"}, {"post_processor", "processors"}, {"decoder", "decoders"}};
+  for (const auto& [part, list] : sequences) {
+    const std::string null_part = std::string(R"({"model": {"vocab": {}, "merges": []}, ")") + part + R"(": {"type": "Sequence", ")" +
+                                  list + R"(": [null]}})";
+    refused(null_part.c_str(), "is null");
+  }
 }
 
 void hostile_templates_are_refused() {

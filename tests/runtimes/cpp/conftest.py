@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from edgeprune.errors import BackendError
+from edgeprune.export.exporter import export
 from edgeprune.runtimes.cpp.build import CppLibrary, build, fetch, find_onnxruntime
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+SHAPES = REPOSITORY / "examples" / "shapes"
 # "make cpp-sanitize" runs the same tests on a build with sanitizers.
 SANITIZE = os.environ.get("EDGEPRUNE_CPP_SANITIZE") == "1"
 OUTPUT = REPOSITORY / "out" / ("cpp-sanitize" if SANITIZE else "cpp")
@@ -30,10 +32,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """One process at a time builds; the next finds what is up to date."""
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    with (OUTPUT / "lock").open("w") as lock:
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time builds in a folder; the next finds what is up to date."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -90,12 +92,18 @@ def cpp() -> Programs:
         pytest.skip("no C++ compiler: install g++")
     if find_onnxruntime() is None:
         pytest.skip("no libonnxruntime.so in Python's onnxruntime: pip install onnxruntime")
-    with alone():
+    with alone(OUTPUT):
         try:
             fetch(OUTPUT / "dependencies")
         except BackendError as error:
             pytest.skip(f"the header-only libraries cannot be fetched: {' '.join(str(error).split())[-300:]}")
         return Programs(build(OUTPUT, sanitize=SANITIZE, tests=True))
+
+
+@pytest.fixture(scope="session")
+def example_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example, exported as its files say."""
+    return export(SHAPES / "checkpoint", tmp_path_factory.mktemp("example") / "shapes").path
 
 
 @pytest.fixture(scope="session")

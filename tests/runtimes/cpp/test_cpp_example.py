@@ -3,20 +3,12 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from edgeprune.export.exporter import export
 from edgeprune.runtimes.sampling import SamplingOptions
 from edgeprune.runtimes.session import open_session
 
 SHAPES = Path(__file__).resolve().parents[3] / "examples" / "shapes"
 NUM_QUESTIONS = 200
 MAX_NEW_TOKENS = 8
-
-
-@pytest.fixture(scope="module")
-def example_bundle(tmp_path_factory) -> Path:
-    return export(SHAPES / "checkpoint", tmp_path_factory.mktemp("example") / "shapes").path
 
 
 def questions() -> list[dict]:
@@ -48,3 +40,13 @@ def test_200_questions_have_pythons_answers_and_kept_indices(cpp, example_bundle
             assert ours["text"] == theirs["text"], one
             assert ours["sites"] == theirs["sites"], one
             assert ours["sites"][-1]["kept"] >= 1
+
+
+def test_answers_go_on_behind_the_end_token_where_that_is_asked(cpp, example_bundle):
+    asked = [one | {"max_new_tokens": 5, "ignore_eos": True} for one in questions()[:4]]
+    found = cpp.ask(example_bundle, asked)
+    assert all(len(ours["token_ids"]) == 5 and ours["finish_reason"] == "length" for ours in found)
+    with open_session(example_bundle, threads=1) as session:
+        options = SamplingOptions(max_new_tokens=5, ignore_eos=True)
+        for one, ours in zip(asked, found, strict=True):
+            assert ours["token_ids"] == list(session.answer(one["images"], one["prompt"], options).token_ids)

@@ -1,5 +1,6 @@
 """The library as others get it: symbols, packages, an embedding program, the C++ units, memory."""
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune import __version__
+from edgeprune.bundle import Bundle
 from edgeprune.export.check_pictures import check_pictures
 from edgeprune.runtimes.cpp.build import CppLibrary, find_onnxruntime
 
@@ -128,6 +130,19 @@ def test_memory_does_not_grow_over_1000_answers(cpp, dyrate_bundle, picture):
         most[repeats] = usage.ru_maxrss
     # 800 answers more: a leak of 8 KiB in each would show.
     assert most[100] - most[20] < 6400, most
+
+
+def test_two_sessions_in_two_threads_answer_alike_and_graphs_share_one_pool(cpp, dyrate_bundle, picture):
+    ran = cpp.run(cpp.built.folder / "tests" / "two_sessions", dyrate_bundle, picture)
+    assert ran.returncode == 0, ran.stderr
+    graphs = len(Bundle.open(dyrate_bundle).manifest.graphs)
+    # The thread that asks is one of an operator's.
+    assert json.loads(ran.stdout) == {
+        "alone": 3,
+        "beside one of its size": 0,
+        "beside one of another size": 2 * graphs,
+        "in a program's environment": 3 * graphs,
+    }
 
 
 def test_the_python_camera_loop_runs(picture, atp_bundle):

@@ -81,7 +81,7 @@ def prumerge_bundle(llava_folder, tmp_path_factory) -> Path:
 
 
 def requests_about(pictures: list[str], seed: int, number: int) -> list[dict]:
-    """Questions about no, one and several pictures; greedy, drawn with a seed, with stop texts."""
+    """Questions about no, one and several pictures; greedy, drawn with a seed, with stop texts, beyond the end."""
     rng = random.Random(seed)
     found = []
     for index in range(number):
@@ -95,6 +95,8 @@ def requests_about(pictures: list[str], seed: int, number: int) -> list[dict]:
             request |= {"temperature": 1.3, "top_k": rng.choice((0, 20)), "top_p": top_p, "seed": index**7}
         if index % 5 == 4:
             request["stop"] = ["e", "th"]
+        if index % 6 == 5:
+            request["ignore_eos"] = True
         found.append(request)
     return found
 

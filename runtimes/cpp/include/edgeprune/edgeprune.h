@@ -125,6 +125,7 @@ typedef struct edgeprune_generation_options {
   uint64_t seed;
   const char* const* stop; /* texts that end the answer */
   size_t num_stop;
+  int32_t ignore_eos; /* 1 goes on behind the model's end token, so that answers of one length can be timed */
 } edgeprune_generation_options;
 
 EDGEPRUNE_API void edgeprune_generation_options_init(edgeprune_generation_options* options);

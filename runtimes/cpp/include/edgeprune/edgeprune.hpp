@@ -76,6 +76,7 @@ struct Options {
   double top_p = 1;
   std::optional<uint64_t> seed;
   std::vector<std::string> stop;
+  bool ignore_eos = false;  // go on behind the model's end token
 };
 
 struct Site {
@@ -212,6 +213,7 @@ class VisionSession {
     raw.seed = options.seed.value_or(0);
     raw.stop = stop.data();
     raw.num_stop = stop.size();
+    raw.ignore_eos = options.ignore_eos ? 1 : 0;
     Stream stream{&on_piece, nullptr};
     pruner_thrown() = nullptr;
     edgeprune_answer* made = nullptr;

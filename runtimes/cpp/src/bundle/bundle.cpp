@@ -1,7 +1,6 @@
 #include "bundle/bundle.h"
 
 #include <fstream>
-#include <iterator>
 #include <set>
 
 #include "bundle/sha256.h"
@@ -33,8 +32,11 @@ Bundle::Bundle(const std::filesystem::path& folder)
 
 std::string Bundle::text(const FileEntry& entry) const {
   std::ifstream file(this->file(entry), std::ios::binary);
-  std::string content((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file) throw BundleError(this->file(entry).string() + " cannot be read: export the bundle again");
+  // Its size was checked.
+  std::string content(static_cast<size_t>(entry.bytes), '\0');
+  if (!file.read(content.data(), static_cast<std::streamsize>(content.size()))) {
+    throw BundleError(this->file(entry).string() + " cannot be read: export the bundle again");
+  }
   return content;
 }
 

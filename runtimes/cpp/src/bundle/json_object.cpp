@@ -19,17 +19,33 @@ std::string shown(const Json& value) {
   return "'" + text.substr(0, end) + "'";
 }
 
+// Of what is JSON up to there.
+bool is_nested_too_deeply(const std::string& text) {
+  int depth = 0;
+  bool in_string = false;
+  for (size_t at = 0; at < text.size(); ++at) {
+    const char sign = text[at];
+    if (in_string) {
+      if (sign == '\\') ++at;
+      if (sign == '"') in_string = false;
+    } else if (sign == '"') {
+      in_string = true;
+    } else if (sign == '[' || sign == '{') {
+      if (++depth > kDeepest) return true;
+    } else if (sign == ']' || sign == '}') {
+      --depth;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 Json parse_json(const std::string& text) {
-  int deepest = 0;
-  const Json::parser_callback_t watch = [&deepest](int depth, Json::parse_event_t, Json&) {
-    deepest = std::max(deepest, depth);
-    if (deepest > kDeepest) throw std::invalid_argument("nested too deeply");
-    return true;
-  };
+  // Beforehand: a parser that reports every value takes twice as long.
+  if (is_nested_too_deeply(text)) throw std::invalid_argument("nested too deeply");
   try {
-    return Json::parse(text, watch);
+    return Json::parse(text);
   } catch (const Json::exception& error) {
     throw std::invalid_argument(error.what());
   }

@@ -204,21 +204,15 @@ bool has_float8(const Json& quantization, const std::string& where) {
   return false;
 }
 
-Json manifest_json(const std::filesystem::path& path) {
-  std::error_code failed;
-  if (!std::filesystem::exists(path, failed)) {
-    throw BundleError(path.parent_path().string() + " is no bundle: it has no " + kManifestFile + "; make one with edgeprune export");
-  }
-  const BundleError unreadable(path.string() + " is not readable JSON: copy the bundle again");
-  const uintmax_t size = std::filesystem::file_size(path, failed);
-  if (failed || size > kLargestManifest) throw unreadable;
-  std::ifstream file(path, std::ios::binary);
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file) throw unreadable;
+BundleError unreadable(const std::filesystem::path& path) {
+  return BundleError(path.string() + " is not readable JSON: copy the bundle again");
+}
+
+Json manifest_json(const std::string& text, const std::filesystem::path& path) {
   try {
     return parse_json(text);
   } catch (const std::invalid_argument&) {
-    throw unreadable;
+    throw unreadable(path);
   }
 }
 
@@ -234,8 +228,8 @@ std::vector<FileEntry> Manifest::files() const {
   return entries;
 }
 
-Manifest read_manifest(const std::filesystem::path& path) {
-  const Json data = manifest_json(path);
+Manifest manifest_from_text(const std::string& text, const std::filesystem::path& path) {
+  const Json data = manifest_json(text, path);
   const Json version = data.is_object() && data.contains("format_version") ? data["format_version"] : Json();
   if (version != Json(kFormatVersion)) {
     throw BundleError(path.string() + " has format_version " + version.dump() + ", this edgeprune reads " +
@@ -273,6 +267,19 @@ Manifest read_manifest(const std::filesystem::path& path) {
   manifest.tokenizer = file_entry(fields.any("tokenizer"), fields.where("tokenizer"));
   check_whole(manifest);
   return manifest;
+}
+
+Manifest read_manifest(const std::filesystem::path& path) {
+  std::error_code failed;
+  if (!std::filesystem::exists(path, failed)) {
+    throw BundleError(path.parent_path().string() + " is no bundle: it has no " + kManifestFile + "; make one with edgeprune export");
+  }
+  const uintmax_t size = std::filesystem::file_size(path, failed);
+  if (failed || size > kLargestManifest) throw unreadable(path);
+  std::ifstream file(path, std::ios::binary);
+  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file) throw unreadable(path);
+  return manifest_from_text(text, path);
 }
 
 }  // namespace edgeprune

@@ -95,7 +95,9 @@ struct Manifest {
   std::vector<FileEntry> files() const;
 };
 
-// Throws BundleError: the file is missing, unreadable, of an unknown version, or inconsistent.
+// Of the file's text; errors name `path`. Throws BundleError: no JSON, of an unknown version, or inconsistent.
+Manifest manifest_from_text(const std::string& text, const std::filesystem::path& path);
+// Throws BundleError: the file is missing or unreadable, or its text is no manifest.
 Manifest read_manifest(const std::filesystem::path& path);
 
 }  // namespace edgeprune

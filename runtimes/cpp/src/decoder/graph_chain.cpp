@@ -55,7 +55,7 @@ GraphChain::GraphChain(const Bundle& bundle, Backend& backend, Pruner pruner)
       type_(data_type(bundle.manifest().dtype)),
       image_token_id_(bundle.manifest().prompt.at("image_token_id").get<int64_t>()),
       numberings_(segment_numberings(bundle.manifest().sites)) {
-  for (const auto& [name, entry] : manifest_.graphs) graphs_[name] = backend.load(bundle.file(entry.file));
+  graphs_ = open_graphs(bundle, backend);
   const int64_t width = manifest_.geometry.hidden_size;
   no_visual_ = {{names::kImageFeatures, zero_tensor({1, width}, type_)}, {names::kImageSlots, int64_tensor({0})}};
   no_probe_ = {{names::kProbeOffset, host_tensor({0, width}, type_)},

@@ -12,6 +12,7 @@
 #include "decoder/eviction.h"
 #include "decoder/host_pruner.h"
 #include "decoder/kv_cache.h"
+#include "decoder/open_graphs.h"
 #include "decoder/sequence_layout.h"
 #include "decoder/stopwatch.h"
 #include "pictures/preprocessing.h"
@@ -89,7 +90,7 @@ class GraphChain {
   const Manifest& manifest_;
   Backend& backend_;
   Pruner pruner_;
-  std::map<std::string, std::unique_ptr<Graph>> graphs_;
+  Graphs graphs_;
   DataType type_;
   int64_t image_token_id_;
   std::vector<Numbering> numberings_;

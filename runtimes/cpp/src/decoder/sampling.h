@@ -19,6 +19,7 @@ struct SamplingOptions {
   double top_p = 1;
   std::optional<uint64_t> seed;
   std::vector<std::string> stop;
+  bool ignore_eos = false;
 
   // Throws PromptError: a field is out of its range.
   void check() const;

@@ -20,6 +20,7 @@ struct TensorTypeAndShapeInfo;
 struct SessionOptions;
 struct Allocator;
 struct IoBinding;
+struct ThreadingOptions;
 struct CudaProviderOptions;
 
 // The lowest version that has every function below; what is asked for.
@@ -40,7 +41,6 @@ struct ApiBase {
 // place, name in OrtApi, result, arguments
 #define EDGEPRUNE_ORT_FUNCTIONS(F)                                                                                \
   F(2, GetErrorMessage, const char*, (const Status*))                                                             \
-  F(3, CreateEnv, Status*, (int, const char*, Env**))                                                             \
   F(7, CreateSession, Status*, (const Env*, const char*, const SessionOptions*, Session**))                       \
   F(9, Run, Status*,                                                                                              \
     (Session*, const RunOptions*, const char* const*, const Value* const*, size_t, const char* const*, size_t,    \
@@ -71,6 +71,10 @@ struct ApiBase {
   F(96, ReleaseValue, void, (Value*))                                                                             \
   F(99, ReleaseTensorTypeAndShapeInfo, void, (TensorTypeAndShapeInfo*))                                           \
   F(100, ReleaseSessionOptions, void, (SessionOptions*))                                                          \
+  F(119, CreateEnvWithGlobalThreadPools, Status*, (int, const char*, const ThreadingOptions*, Env**))             \
+  F(120, DisablePerSessionThreads, Status*, (SessionOptions*))                                                    \
+  F(121, CreateThreadingOptions, Status*, (ThreadingOptions**))                                                   \
+  F(122, ReleaseThreadingOptions, void, (ThreadingOptions*))                                                      \
   F(125, GetAvailableProviders, Status*, (char***, int*))                                                         \
   F(126, ReleaseAvailableProviders, Status*, (char**, int))                                                       \
   F(130, AddSessionConfigEntry, Status*, (SessionOptions*, const char*, const char*))                             \
@@ -83,6 +87,9 @@ struct ApiBase {
   F(137, BindOutput, Status*, (IoBinding*, const char*, const Value*))                                            \
   F(138, BindOutputToDevice, Status*, (IoBinding*, const char*, const MemoryInfo*))                               \
   F(140, GetBoundOutputValues, Status*, (const IoBinding*, Allocator*, Value***, size_t*))                        \
+  F(147, SetGlobalIntraOpNumThreads, Status*, (ThreadingOptions*, int))                                           \
+  F(148, SetGlobalInterOpNumThreads, Status*, (ThreadingOptions*, int))                                           \
+  F(149, SetGlobalSpinControl, Status*, (ThreadingOptions*, int))                                                 \
   F(204, SessionOptionsAppendExecutionProvider_CUDA_V2, Status*, (SessionOptions*, const CudaProviderOptions*))   \
   F(205, CreateCUDAProviderOptions, Status*, (CudaProviderOptions**))                                             \
   F(208, ReleaseCUDAProviderOptions, void, (CudaProviderOptions*))

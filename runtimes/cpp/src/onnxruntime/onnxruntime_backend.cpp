@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "error.h"
 #include "onnxruntime/device_copy.h"
+#include "onnxruntime/environment.h"
 #include "onnxruntime/library.h"
 
 namespace edgeprune {
@@ -16,22 +18,20 @@ using ort::Library;
 
 // What every graph of a backend needs; graphs and tensors keep it alive.
 struct Runtime {
-  explicit Runtime(const std::string& path) : library(path) {
+  Runtime(const std::string& path, int threads) : library(path), environment(library, threads) {
     const Api& api = library.api();
-    library.check(api.CreateEnv(ort::kLogError, "edgeprune", &env), "cannot start");
     library.check(api.CreateCpuMemoryInfo(ort::kDeviceAllocator, ort::kMemoryTypeDefault, &host), "cannot start");
     library.check(api.CreateMemoryInfo("Cuda", ort::kDeviceAllocator, 0, ort::kMemoryTypeDefault, &device), "cannot start");
   }
   ~Runtime() {
     if (device != nullptr) library.api().ReleaseMemoryInfo(device);
     if (host != nullptr) library.api().ReleaseMemoryInfo(host);
-    if (env != nullptr) library.api().ReleaseEnv(env);
   }
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
 
   Library library;
-  ort::Env* env = nullptr;
+  ort::Environment environment;
   ort::MemoryInfo* host = nullptr;
   ort::MemoryInfo* device = nullptr;
 };
@@ -119,32 +119,19 @@ class OnnxRuntimeGraph : public Graph {
   OnnxRuntimeGraph(RuntimePointer runtime, const std::filesystem::path& path, const BackendOptions& backend)
       : runtime_(std::move(runtime)), name_(path.filename().string()), on_device_(backend.provider != "cpu") {
     const Library& library = runtime_->library;
-    const Api& api = library.api();
     const std::string doing = "cannot open " + name_;
-    ort::SessionOptions* made = nullptr;
-    library.check(api.CreateSessionOptions(&made), doing);
-    const std::unique_ptr<ort::SessionOptions, void (*)(ort::SessionOptions*)> options(made, api.ReleaseSessionOptions);
-    library.check(api.SetSessionLogSeverityLevel(options.get(), ort::kLogError), doing);
-    // A chain of sessions shares the cores: threads that spin after a run slow the next graph by a third.
-    library.check(api.AddSessionConfigEntry(options.get(), "session.force_spinning_stop", "1"), doing);
-    if (!backend.fuse_quantized) {
-      library.check(api.AddSessionConfigEntry(options.get(), "session.disable_quant_qdq", "1"), doing);
+    ort::Status* failed = nullptr;
+    if (runtime_->environment.pool_fits()) failed = open(path, backend, true);
+    // Own threads: another size than the pool's, or no pool.
+    if (session_ == nullptr) {
+      if (failed != nullptr) library.api().ReleaseStatus(failed);
+      library.check(open(path, backend, false), doing);
     }
-    if (backend.threads > 0) library.check(api.SetIntraOpNumThreads(options.get(), backend.threads), doing);
-    if (on_device_) {
-      ort::CudaProviderOptions* cuda = nullptr;
-      library.check(api.CreateCUDAProviderOptions(&cuda), doing);
-      const std::unique_ptr<ort::CudaProviderOptions, void (*)(ort::CudaProviderOptions*)> released(
-          cuda, api.ReleaseCUDAProviderOptions);
-      library.check(api.SessionOptionsAppendExecutionProvider_CUDA_V2(options.get(), cuda),
-                    "cannot use CUDA: check the driver, CUDA and cuDNN, or run with the provider cpu");
-    }
-    library.check(api.CreateSession(runtime_->env, path.c_str(), options.get(), &session_), doing);
     try {
-      inputs_ = names(api.SessionGetInputCount, api.SessionGetInputName, doing);
-      outputs_ = names(api.SessionGetOutputCount, api.SessionGetOutputName, doing);
+      inputs_ = names(library.api().SessionGetInputCount, library.api().SessionGetInputName, doing);
+      outputs_ = names(library.api().SessionGetOutputCount, library.api().SessionGetOutputName, doing);
     } catch (...) {
-      api.ReleaseSession(session_);
+      library.api().ReleaseSession(session_);
       throw;
     }
   }
@@ -161,6 +148,35 @@ class OnnxRuntimeGraph : public Graph {
  private:
   using Counter = ort::Status* (*)(const ort::Session*, size_t*);
   using Namer = ort::Status* (*)(const ort::Session*, size_t, ort::Allocator*, char**);
+
+  ort::Status* open(const std::filesystem::path& path, const BackendOptions& backend, bool shares_pool) {
+    const Library& library = runtime_->library;
+    const Api& api = library.api();
+    const std::string doing = "cannot open " + name_;
+    ort::SessionOptions* made = nullptr;
+    library.check(api.CreateSessionOptions(&made), doing);
+    const std::unique_ptr<ort::SessionOptions, void (*)(ort::SessionOptions*)> options(made, api.ReleaseSessionOptions);
+    library.check(api.SetSessionLogSeverityLevel(options.get(), ort::kLogError), doing);
+    if (shares_pool) {
+      library.check(api.DisablePerSessionThreads(options.get()), doing);
+    } else {
+      // As the pool's, they do not spin.
+      library.check(api.AddSessionConfigEntry(options.get(), "session.intra_op.allow_spinning", "0"), doing);
+      if (backend.threads > 0) library.check(api.SetIntraOpNumThreads(options.get(), backend.threads), doing);
+    }
+    if (!backend.fuse_quantized) {
+      library.check(api.AddSessionConfigEntry(options.get(), "session.disable_quant_qdq", "1"), doing);
+    }
+    if (on_device_) {
+      ort::CudaProviderOptions* cuda = nullptr;
+      library.check(api.CreateCUDAProviderOptions(&cuda), doing);
+      const std::unique_ptr<ort::CudaProviderOptions, void (*)(ort::CudaProviderOptions*)> released(
+          cuda, api.ReleaseCUDAProviderOptions);
+      library.check(api.SessionOptionsAppendExecutionProvider_CUDA_V2(options.get(), cuda),
+                    "cannot use CUDA: check the driver, CUDA and cuDNN, or run with the provider cpu");
+    }
+    return api.CreateSession(runtime_->environment.get(), path.c_str(), options.get(), &session_);
+  }
 
   std::vector<std::string> names(Counter count, Namer name_of, const std::string& doing) const {
     const Library& library = runtime_->library;
@@ -275,7 +291,7 @@ class OnnxRuntimeBackend : public Backend {
     if (options.provider != "cpu" && options.provider != "cuda") {
       throw BackendError("provider '" + options.provider + "' is unknown, known: cpu, cuda");
     }
-    runtime_ = std::make_shared<Runtime>(options.library);
+    runtime_ = std::make_shared<Runtime>(options.library, options.threads);
     if (options.provider == "cuda") {
       const std::vector<std::string> providers = runtime_->library.providers();
       if (std::find(providers.begin(), providers.end(), "CUDAExecutionProvider") == providers.end()) {
@@ -290,6 +306,12 @@ class OnnxRuntimeBackend : public Backend {
 
   std::unique_ptr<Graph> load(const std::filesystem::path& path) override {
     return std::make_unique<OnnxRuntimeGraph>(runtime_, path, options_);
+  }
+
+  // On the CPU, opening is the work of one thread: it lays out the weights for the kernels.
+  int loads_at_once() const override {
+    if (copy_ != nullptr) return 1;
+    return options_.threads > 0 ? options_.threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   }
 
   Tensor allocate(Shape shape, DataType type) override {

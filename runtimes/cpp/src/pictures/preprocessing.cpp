@@ -14,7 +14,7 @@ void check_setting_names(const Json& data, const std::string& what, const std::v
     if (!data.contains(name)) wrong.emplace_back(name);
   }
   for (const auto& [name, value] : data.items()) {
-    const auto is_known = [&](const char* known) { return name == known; };
+    const auto is_known = [&, &field = name](const char* known) { return field == known; };
     if (std::none_of(names.begin(), names.end(), is_known)) wrong.push_back(name);
   }
   if (wrong.empty()) return;

@@ -17,7 +17,7 @@ std::string byte_token(unsigned char byte) {
 
 std::pair<std::string, std::string> merged_pair(const Json& entry) {
   if (entry.is_array() && entry.size() == 2) return {entry[0].get<std::string>(), entry[1].get<std::string>()};
-  const std::string text = entry.get<std::string>();
+  const auto& text = entry.get_ref<const std::string&>();
   const size_t space = text.find(' ');
   if (space == std::string::npos) throw std::invalid_argument("its merge '" + text + "' is not of two tokens");
   return {text.substr(0, space), text.substr(space + 1)};
@@ -43,7 +43,12 @@ BytePairModel::BytePairModel(const Json& data) {
   fuse_unknown_ = data.value("fuse_unk", false);
   byte_fallback_ = data.value("byte_fallback", false);
   ignore_merges_ = data.value("ignore_merges", false);
-  for (const auto& [token, id] : data.at("vocab").items()) {
+  const Json& vocabulary = data.at("vocab");
+  const Json& merges = data.at("merges");
+  ids_.reserve(vocabulary.size());
+  tokens_.reserve(vocabulary.size());
+  merges_.reserve(merges.size());
+  for (const auto& [token, id] : vocabulary.items()) {
     if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > kLargestId) {
       throw std::invalid_argument("its vocabulary gives '" + token + "' no usable id");
     }
@@ -53,7 +58,7 @@ BytePairModel::BytePairModel(const Json& data) {
   const std::string unknown = text_or_empty(data, "unk_token");
   if (!unknown.empty()) unknown_ = id_of(unknown);
   int64_t rank = 0;
-  for (const Json& entry : data.at("merges")) {
+  for (const Json& entry : merges) {
     const auto [left, right] = merged_pair(entry);
     const auto first = id_of(left), second = id_of(right), whole = id_of(left + right);
     if (!first || !second || !whole) {

@@ -5,15 +5,14 @@
 #include <vector>
 
 #include "text/pattern.h"
+#include "text/sequence_parts.h"
 
 namespace edgeprune {
 namespace {
 
 class SequenceNormalizer : public Normalizer {
  public:
-  explicit SequenceNormalizer(const Json& list) {
-    for (const Json& entry : list) parts_.push_back(normalizer_from_json(entry));
-  }
+  explicit SequenceNormalizer(const Json& list) : parts_(sequence_parts(list, normalizer_from_json)) {}
   void apply(TracedText& text) const override {
     for (const auto& part : parts_) part->apply(text);
   }

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "text/byte_level.h"
+#include "text/sequence_parts.h"
 #include "text/unicode.h"
 
 namespace edgeprune {
@@ -98,9 +99,7 @@ class TemplateProcessor : public PostProcessor {
 
 class SequenceProcessor : public PostProcessor {
  public:
-  explicit SequenceProcessor(const Json& list) {
-    for (const Json& entry : list) parts_.push_back(post_processor_from_json(entry));
-  }
+  explicit SequenceProcessor(const Json& list) : parts_(sequence_parts(list, post_processor_from_json)) {}
   void process(std::vector<Token>& tokens, std::vector<std::string>& texts, bool add_special) const override {
     for (const auto& part : parts_) part->process(tokens, texts, add_special);
   }

@@ -4,6 +4,7 @@
 
 #include "text/byte_level.h"
 #include "text/pattern.h"
+#include "text/sequence_parts.h"
 
 namespace edgeprune {
 namespace {
@@ -31,9 +32,7 @@ std::vector<Piece> matches_and_others(const Finder& finder, const CodePoints& te
 
 class SequencePreTokenizer : public PreTokenizer {
  public:
-  explicit SequencePreTokenizer(const Json& list) {
-    for (const Json& entry : list) parts_.push_back(pre_tokenizer_from_json(entry));
-  }
+  explicit SequencePreTokenizer(const Json& list) : parts_(sequence_parts(list, pre_tokenizer_from_json)) {}
   std::vector<TracedText> cut(std::vector<TracedText> pieces) const override {
     for (const auto& part : parts_) pieces = part->cut(std::move(pieces));
     return pieces;

@@ -5,6 +5,7 @@
 
 #include "text/byte_level.h"
 #include "text/pattern.h"
+#include "text/sequence_parts.h"
 #include "text/unicode.h"
 
 namespace edgeprune {
@@ -14,9 +15,7 @@ using Tokens = std::vector<std::string>;
 
 class SequenceDecoder : public TokenDecoder {
  public:
-  explicit SequenceDecoder(const Json& list) {
-    for (const Json& entry : list) parts_.push_back(token_decoder_from_json(entry));
-  }
+  explicit SequenceDecoder(const Json& list) : parts_(sequence_parts(list, token_decoder_from_json)) {}
   Tokens decode(Tokens tokens) const override {
     for (const auto& part : parts_) tokens = part->decode(std::move(tokens));
     return tokens;
