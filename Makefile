@@ -13,7 +13,7 @@ DEMO    := out/shapes-atp
 # Two processes for the tests, one thread each: they are many small computations.
 TEST_PROCESSES ?= 2
 
-.PHONY: help demo test lint types format unit kernels plugin cpp cpp-sanitize test-gpu clean
+.PHONY: help demo test lint types format unit kernels plugin cpp cpp-sanitize cross-jetson test-gpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ cpp: $(STAMP) ## Build the C++ library and edgeprune-run into out/cpp
 
 cpp-sanitize: $(STAMP) ## Run the C++ library's tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	EDGEPRUNE_CPP_SANITIZE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/runtimes/cpp
+
+cross-jetson: $(STAMP) ## Pack the C++ runtime for Jetson into out/jetson; TENSORRT_ROOT=DIR names headers
+	$(BIN)/python -m edgeprune.runtimes.jetson.package
 
 plugin: $(STAMP) ## Compile and test TensorRT's plugins; TENSORRT_ROOT="DIR …" names headers
 	@set -e; for root in $(or $(TENSORRT_ROOT),""); do \
