@@ -2,8 +2,9 @@
 
 ``python -m edgeprune.runtimes.cpp.build [--output DIR] [--sanitize] [--tests] [--fetch-only]``
 
-Needs a C++17 compiler. ``runtimes/jetson`` compiles across with the same function. The header-only libraries come through pip, pinned by hash (``dependencies.txt``), unless they
-are in ``DIR/dependencies`` already. ONNX Runtime is opened when the library runs.
+Needs a C++17 compiler. The header-only libraries come through pip, pinned by hash (``dependencies.txt``), unless they
+are in ``DIR/dependencies`` already. ONNX Runtime is opened when the library runs. ``runtimes/jetson`` compiles across
+with the same function.
 """
 
 import argparse

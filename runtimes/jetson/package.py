@@ -140,11 +140,9 @@ def build_library(
         BackendError: A tool is missing or a file does not compile.
     """
     options = jpeg.cmake_options() if jpeg is not None else ["-DEDGEPRUNE_JPEG=OFF"]
-    # Debian's own choice depends on the machine that compiles; a Jetson's prefix has lib.
-    options += [
-        "-DCMAKE_INSTALL_LIBDIR=lib",
-        f"-DTENSORRT_ROOT={(tensorrt_root or '') and tensorrt_root.resolve()}",
-    ]
+    root = tensorrt_root.resolve() if tensorrt_root is not None else ""
+    # Debian's own choice of folder depends on the machine that compiles; a Jetson's prefix has lib.
+    options += ["-DCMAKE_INSTALL_LIBDIR=lib", f"-DTENSORRT_ROOT={root}"]
     return cpp.build(folder, tests=tests, machine=MACHINE, options=options, jobs=jobs)
 
 

@@ -42,7 +42,7 @@ def fetch_from_wheel(requirement: str, wanted: Mapping[str, str], folder: Path) 
                 found = [member for member in wheel.namelist() if member.endswith(end)]
                 if len(found) != 1:
                     raise BackendError(
-                        f"the wheel of {requirement} has {len(found)} files …{end}: take another version"
+                        f"the wheel of {requirement} has {len(found)} files …{end}: take another one"
                     )
                 partial = folder / f".{name}.partial"
                 partial.write_bytes(wheel.read(found[0]))
