@@ -152,10 +152,13 @@ for file in "$root"/usr/lib/aarch64-linux-gnu/libnvinfer.so.*.*.*; do
 done
 compiled=share/edgeprune/plugins/compiled/libedgeprune_tensorrt.so
 
+# The major version of the TensorRT whose headers a plugin was compiled with.
+built_for() { grep -aoE 'TensorRT [0-9]+\.[0-9]+; CUDA' "$1" | sed -n '1s/TensorRT \([0-9]*\).*/\1/p'; }
+
 # Why the plugin cannot be had is in $without; how, in $how.
 how='' without=
 choose_plugin() {
-    local built_for nvcc
+    local nvcc
     if [ -z "$tensorrt" ]; then
         without="TensorRT (libnvinfer) was not found: sudo apt-get install nvidia-jetpack, then install again"
         return
@@ -167,11 +170,9 @@ choose_plugin() {
     fi
     if [ -f "$source/$compiled" ] && [ -n "$l4t" ] && at_least "$l4t" 37; then
         # A runtime of CUDA 13 is inside, for which the driver of JetPack 6 is too old.
-        built_for=$(grep -aoE 'TensorRT [0-9]+\.[0-9]+; CUDA' "$source/$compiled" | head -n 1)
-        built_for=${built_for#TensorRT }
-        if [ "${built_for%%.*}" = "${tensorrt%%.*}" ]; then
+        if [ "$(built_for "$source/$compiled")" = "${tensorrt%%.*}" ]; then
             how=compiled
-            say "plugin: the compiled one, for TensorRT ${built_for%%.*}"
+            say "plugin: the compiled one, for TensorRT ${tensorrt%%.*}"
             return
         fi
     fi
@@ -184,8 +185,8 @@ choose_plugin() {
         without="nvcc was not found: sudo apt-get install nvidia-jetpack, then install again"
     elif ! command -v cmake > /dev/null || ! command -v c++ > /dev/null; then
         without="cmake or a C++ compiler was not found: sudo apt-get install cmake g++, then install again"
-    elif [ ! -f /usr/include/aarch64-linux-gnu/NvInferRuntime.h ]; then
-        without="TensorRT's headers were not found: sudo apt-get install libnvinfer-headers-dev, then install again"
+    elif [ -z "$(find "${TENSORRT_ROOT:-/usr}/include" -maxdepth 2 -name NvInferRuntime.h 2> /dev/null)" ]; then
+        without="TensorRT's headers were not found: sudo apt-get install libnvinfer-headers-dev, or set TENSORRT_ROOT to the folder of a TensorRT, then install again"
     else
         how=compile
         say "plugin: compiled here for TensorRT $tensorrt"
@@ -251,14 +252,21 @@ if [ "$how" = compiled ]; then
 elif [ "$how" = compile ]; then
     build=$(mktemp -d)
     options=(-DEDGEPRUNE_KERNELS=ON -DEDGEPRUNE_TENSORRT=ON -DEDGEPRUNE_CUDA_ARCHITECTURES=87)
-    if { PATH=$PATH:/usr/local/cuda/bin cmake -S "$source/share/edgeprune/plugins" -B "$build" "${options[@]}" \
+    log=${TMPDIR:-/tmp}/edgeprune-plugin.log
+    reason=
+    if ! { PATH=$PATH:/usr/local/cuda/bin cmake -S "$source/share/edgeprune/plugins" -B "$build" "${options[@]}" \
         && cmake --build "$build" --parallel 2; } > "$build/log" 2>&1; then
-        cp "$build/libedgeprune_tensorrt.so" "$partial/lib/"
-    else
-        log=${TMPDIR:-/tmp}/edgeprune-plugin.log
         cp "$build/log" "$log"
-        [ "$plugin" = auto ] || fail "the plugin does not compile, see $log; nothing was installed"
-        say "no plugin: it does not compile, see $log"
+        reason="the plugin does not compile, see $log"
+    elif [ "$(built_for "$build/libedgeprune_tensorrt.so")" != "${tensorrt%%.*}" ]; then
+        reason="TensorRT's headers are not those of TensorRT $tensorrt: set TENSORRT_ROOT to its folder"
+    fi
+    if [ -z "$reason" ]; then
+        cp "$build/libedgeprune_tensorrt.so" "$partial/lib/"
+    elif [ "$plugin" = on ]; then
+        fail "$reason; nothing was installed"
+    else
+        say "no plugin: $reason"
     fi
 fi
 files=$(cd "$partial" && { find . ! -type d | sed 's|^\./||'; echo "$list"; } | LC_ALL=C sort)
