@@ -159,6 +159,11 @@ built_for() { grep -aoE 'TensorRT [0-9]+\.[0-9]+; CUDA' "$1" | sed -n '1s/Tensor
 how='' without=
 choose_plugin() {
     local nvcc
+    local chip=$root/proc/device-tree/compatible
+    if [ -f "$chip" ] && ! grep -aq tegra234 "$chip"; then
+        without="this board is no Orin, whose kernels (sm_87) the plugin has: engines need a bundle built with --plugin off"
+        return
+    fi
     if [ -z "$tensorrt" ]; then
         without="TensorRT (libnvinfer) was not found: sudo apt-get install nvidia-jetpack, then install again"
         return

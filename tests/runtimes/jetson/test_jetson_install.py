@@ -200,6 +200,14 @@ def test_the_compiled_plugin_is_taken_where_it_fits(package, tmp_path, l4t, tens
     assert not (root / PREFIX / "lib" / "libedgeprune_tensorrt.so").exists()
 
 
+def test_another_chip_gets_no_plugin(package, tmp_path):
+    root = jetson(tmp_path / "root", l4t=("39", "2.0"), tensorrt="10.16.2")
+    chip = write(root / "proc" / "device-tree" / "compatible", b"nvidia,p3971\0nvidia,tegra264\0")
+    assert "no plugin: this board is no Orin" in install(package, "--root", root, "--check").stdout
+    chip.write_bytes(b"nvidia,p3767\0nvidia,tegra234\0")
+    assert "plugin: the compiled one" in install(package, "--root", root, "--check").stdout
+
+
 def test_an_installation_that_fails_leaves_the_earlier_one(package, tmp_path):
     root = jetson(tmp_path / "root")
     assert install(package, "--root", root).returncode == 0
