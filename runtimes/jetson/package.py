@@ -22,6 +22,7 @@ from edgeprune import __version__
 from edgeprune.bundle import sha256_of
 from edgeprune.errors import BackendError, EdgepruneError
 from edgeprune.plugins import build as plugins
+from edgeprune.plugins.cross_compiler import toolchain
 from edgeprune.plugins.shared_object import machine_of
 from edgeprune.runtimes.cpp import build as cpp
 from edgeprune.runtimes.jetson.licences import third_party_licences
@@ -90,13 +91,17 @@ def build(
     """
     parts = _Parts()
     work = output / "build"
-    found_jpeg = (
-        given_jpeg(jpeg) if jpeg is not None else parts.get("JPEG files", lambda: fetch_jpeg(work / "jpeg"))
-    )
+    found_jpeg = given_jpeg(jpeg) if jpeg is not None else None
+    toolchain(MACHINE)  # its compiler is there, before anything is fetched
+    if found_jpeg is None:
+        found_jpeg = parts.get("JPEG files", lambda: fetch_jpeg(work / "jpeg"))
     library = build_library(work / "cpp", found_jpeg, tensorrt_root, jobs=jobs)
     runtime = parts.get("ONNX Runtime", lambda: fetch_onnxruntime(work / "onnxruntime"))
-    native = parts.get("CUDA kernels", lambda: _kernels(work, tensorrt_root, jobs)) if kernels else None
-    if native is not None and native.without_tensorrt:
+    cudart = parts.get("CUDA kernels", lambda: fetch_cudart(work / "cudart")) if kernels else None
+    native = _kernels(work / "plugins", cudart, tensorrt_root, jobs) if cudart is not None else None
+    if not kernels:
+        parts.left_out.append("without CUDA kernels: they were not asked for")
+    elif native is not None and native.without_tensorrt:
         parts.left_out.append(f"without a compiled TensorRT plugin: {native.without_tensorrt}")
     name = f"edgeprune-{__version__}-jetson-{MACHINE}"
     with whole_folder(output / name, INSTALLER, "package for Jetson", BackendError) as folder:
@@ -105,9 +110,7 @@ def build(
         _add_plugins(folder, native)
         if runtime is not None:
             shutil.copyfile(runtime / "libonnxruntime.so.1", folder / "lib" / "libonnxruntime.so.1")
-        licences = third_party_licences(
-            library.folder / "dependencies", found_jpeg, runtime, work / "cudart" if native else None
-        )
+        licences = third_party_licences(library.folder / "dependencies", found_jpeg, runtime, cudart)
         for file, text in {"edgeprune.txt": _licence(), **licences}.items():
             _write(folder / "share" / "doc" / "edgeprune" / "licences" / file, text)
         _write(folder / "README.md", _readme(parts.left_out))
@@ -167,7 +170,12 @@ def fetch_onnxruntime(folder: Path) -> Path:
     return folder
 
 
-def _kernels(work: Path, tensorrt_root: Path | None, jobs: int) -> plugins.NativeLibraries:
+def fetch_cudart(folder: Path) -> Path:
+    """The CUDA runtime for aarch64 and its licence, of the nvcc that is installed here.
+
+    Raises:
+        BackendError: There is no nvcc, or pip cannot fetch the runtime.
+    """
     plugins.find_nvcc()
     try:
         version = importlib.metadata.version(_RUNTIME)
@@ -176,13 +184,17 @@ def _kernels(work: Path, tensorrt_root: Path | None, jobs: int) -> plugins.Nativ
             f"{_RUNTIME}, whose version the package takes, is not installed: pip install -c constraints.txt -e '.[dev]'"
         ) from error
     wanted = {"libcudart_static.a": "lib/libcudart_static.a", "License.txt": "licenses/License.txt"}
-    fetch_from_wheel(f"{_RUNTIME}=={version}", wanted, work / "cudart")
+    fetch_from_wheel(f"{_RUNTIME}=={version}", wanted, folder)
+    return folder
+
+
+def _kernels(folder: Path, cudart: Path, tensorrt_root: Path | None, jobs: int) -> plugins.NativeLibraries:
     return plugins.build(
-        work / "plugins",
+        folder,
         architectures=(ORIN,),
         tensorrt_root=tensorrt_root,
         machine=MACHINE,
-        cudart=work / "cudart" / "libcudart_static.a",
+        cudart=cudart / "libcudart_static.a",
         jobs=jobs,
     )
 

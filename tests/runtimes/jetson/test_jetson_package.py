@@ -153,7 +153,7 @@ def test_the_archive_holds_everything_and_names_the_rest(package):
     parts = {
         "ONNX Runtime": "lib/libonnxruntime.so.1",
         "JPEG files": "share/doc/edgeprune/licences/libjpeg-turbo.txt",
-        "a compiled TensorRT plugin": "share/edgeprune/plugins/compiled/libedgeprune_tensorrt.so",
+        "CUDA kernels": "share/edgeprune/plugins/compiled/libedgeprune_kernels.so",
     }
     readme = (package.folder / "README.md").read_text()
     for what, file in parts.items():
