@@ -216,8 +216,8 @@ def _add_examples(folder: Path, work: Path, jobs: int) -> None:
     _run([cpp.cmake_program(), "--build", str(work), "--parallel", str(jobs)])
     target = folder / "share" / "edgeprune" / "examples"
     shutil.copytree(sources, target)
-    for program in ("ask", "camera_loop"):
-        shutil.copy(work / program, target / program)
+    for source in sources.glob("*.cpp"):
+        shutil.copy(work / source.stem, target / source.stem)
 
 
 def _add_plugins(folder: Path, native: plugins.NativeLibraries | None) -> None:

@@ -143,6 +143,7 @@ def test_the_archive_holds_everything_and_names_the_rest(package):
         "lib/cmake/edgeprune/edgepruneConfig.cmake",
         "lib/pkgconfig/edgeprune.pc",
         "share/edgeprune/examples/ask",
+        "share/edgeprune/examples/time_budget",
         "share/edgeprune/examples/camera_loop.cpp",
         "share/edgeprune/plugins/CMakeLists.txt",
         "share/edgeprune/plugins/kernels/token_select.cu",
