@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprune.errors import BackendError
+from edgeprune.plugins.cross_compiler import toolchain
 from edgeprune.plugins.plugin_library import LIBRARY
 
 SOURCES = Path(__file__).resolve().parent
@@ -96,8 +97,8 @@ def build(
             f"-DEDGEPRUNE_NVCC={find_nvcc()}",
             f"-DEDGEPRUNE_CUDA_ARCHITECTURES={';'.join(map(str, architectures))}",
         ]
-    if machine is not None and machine != platform.machine():
-        options += _cross_options(machine, cudart)
+    if machine is not None and (file := toolchain(machine)) is not None:
+        options += [f"-DCMAKE_TOOLCHAIN_FILE={file}", f"-DEDGEPRUNE_CUDART={_runtime_for(machine, cudart)}"]
     configured = _run([cmake, "-S", str(SOURCES), "-B", str(folder), *options])
     _run([cmake, "--build", str(folder), "--parallel", str(jobs)])
     missing = re.search(r"edgeprune_tensorrt: not built, (.*)", configured)
@@ -120,22 +121,13 @@ def _with_headers(root: Path) -> Path:
     return root.resolve()
 
 
-def _cross_options(machine: str, cudart: Path | None) -> list[str]:
-    toolchain = SOURCES / "cmake" / f"{machine}.cmake"
-    if not toolchain.is_file():
-        raise BackendError(
-            f"there is no way to compile for '{machine}' here: give --machine aarch64, or build there"
-        )
-    if shutil.which(f"{machine}-linux-gnu-g++") is None:
-        raise BackendError(
-            f"{machine}-linux-gnu-g++ was not found: install it (Debian: g++-{machine}-linux-gnu), or build there"
-        )
+def _runtime_for(machine: str, cudart: Path | None) -> Path:
     if cudart is None or not cudart.is_file():
         raise BackendError(
             f"--cudart must name libcudart_static.a for {machine}, of nvcc's version: it is in the {machine} wheel of "
             "nvidia-cuda-runtime and in a CUDA toolkit there"
         )
-    return [f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-DEDGEPRUNE_CUDART={cudart.resolve()}"]
+    return cudart.resolve()
 
 
 def _output(machine: str) -> Path:

@@ -126,17 +126,23 @@ def plan_plugin(
 
 def plugin_files(plugin: KitPlugin, bundle: Bundle) -> dict[str, bytes]:
     """What the kit carries beside the bundle, by its path there; a graph for the plugins lies beside its weights."""
-    files = {}
-    for place in edgeprune.plugins.__path__:
-        root = Path(place).resolve()
-        for pattern in _SOURCES:
-            for path in sorted(root.rglob(pattern)):
-                files[f"{PLUGIN_FOLDER}/{path.relative_to(root).as_posix()}"] = path.read_bytes()
+    files = {f"{PLUGIN_FOLDER}/{path}": content for path, content in plugin_sources().items()}
     if plugin.carried is not None:
         files[plugin.carried_path()] = plugin.carried.path.read_bytes()
     for name in plugin.graphs:
         onnx = bundle.file(bundle.manifest.graphs[name].file)
         files[f"bundle/{name}{PLUGIN_SUFFIX}"] = without_functions(fuse_score_select(onnx.read_bytes()))
+    return files
+
+
+def plugin_sources() -> dict[str, bytes]:
+    """What a device compiles the plugins from, by its path."""
+    files = {}
+    for place in edgeprune.plugins.__path__:
+        root = Path(place).resolve()
+        for pattern in _SOURCES:
+            for path in sorted(root.rglob(pattern)):
+                files[path.relative_to(root).as_posix()] = path.read_bytes()
     return files
 
 

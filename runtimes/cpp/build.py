@@ -3,7 +3,8 @@
 ``python -m edgeprune.runtimes.cpp.build [--output DIR] [--sanitize] [--tests] [--fetch-only]``
 
 Needs a C++17 compiler. The header-only libraries come through pip, pinned by hash (``dependencies.txt``), unless they
-are in ``DIR/dependencies`` already. ONNX Runtime is opened when the library runs.
+are in ``DIR/dependencies`` already. ONNX Runtime is opened when the library runs. ``runtimes/jetson`` compiles across
+with the same function.
 """
 
 import argparse
@@ -14,11 +15,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprune.errors import BackendError
+from edgeprune.plugins.cross_compiler import toolchain
 
 SOURCES = Path(__file__).resolve().parent
 HEADERS = ("minja/minja.hpp", "nlohmann/json.hpp", "stb/stb_image.h")
@@ -67,25 +69,37 @@ def fetch(folder: Path) -> Path:
     return folder
 
 
-def build(folder: Path, *, sanitize: bool = False, tests: bool = False, jobs: int = 2) -> CppLibrary:
+def build(
+    folder: Path,
+    *,
+    sanitize: bool = False,
+    tests: bool = False,
+    machine: str | None = None,
+    options: Sequence[str] = (),
+    jobs: int = 2,
+) -> CppLibrary:
     """Fetch, configure and build; what is up to date in ``folder`` is kept.
 
     Args:
         folder: CMake's build folder.
         sanitize: Whether to build with the address and the undefined-behaviour sanitizer.
         tests: Whether to build the tests, too.
+        machine: "aarch64" on another machine to compile across, with g++-aarch64-linux-gnu.
+        options: More of CMake's, such as "-DEDGEPRUNE_JPEG=OFF".
         jobs: Files compiled at a time.
 
     Raises:
         BackendError: A tool is missing or a file does not compile.
     """
-    cmake = _cmake()
-    options = [
+    cmake = cmake_program()
+    given = [
         f"-DEDGEPRUNE_DEPENDENCIES={fetch(folder / 'dependencies').resolve()}",
         f"-DEDGEPRUNE_SANITIZE={'ON' if sanitize else 'OFF'}",
         f"-DEDGEPRUNE_TESTS={'ON' if tests else 'OFF'}",
+        *options,
+        *(cross_options(machine) if machine is not None else []),
     ]
-    _run([cmake, "-S", str(SOURCES), "-B", str(folder), *options])
+    _run([cmake, "-S", str(SOURCES), "-B", str(folder), *given])
     _run([cmake, "--build", str(folder), "--parallel", str(jobs)])
     return CppLibrary(folder / "libedgeprune.so", folder / "edgeprune-run", folder)
 
@@ -118,6 +132,16 @@ def build_fuzzers(folder: Path, *, jobs: int = 2) -> dict[str, Path]:
     return {name: folder / "fuzz" / f"fuzz_{name}" for name in FUZZERS}
 
 
+def cross_options(machine: str) -> list[str]:
+    """What makes CMake compile for a machine; nothing for the one that this runs on.
+
+    Raises:
+        BackendError: Its compiler is missing.
+    """
+    file = toolchain(machine)
+    return [f"-DCMAKE_TOOLCHAIN_FILE={file}"] if file is not None else []
+
+
 def find_onnxruntime() -> Path | None:
     """ONNX Runtime's library inside its Python package; None if the package is not installed."""
     with contextlib.suppress(ImportError):
@@ -135,7 +159,12 @@ def _write(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def _cmake() -> str:
+def cmake_program() -> str:
+    """CMake: the one of this Python environment, else that of the system.
+
+    Raises:
+        BackendError: There is none.
+    """
     beside = Path(sys.executable).parent / "cmake"
     cmake = str(beside) if beside.is_file() else shutil.which("cmake")
     if cmake is None:
