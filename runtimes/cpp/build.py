@@ -1,9 +1,11 @@
 """Building the C++ library with CMake.
 
-``python -m edgeprune.runtimes.cpp.build [--output DIR] [--sanitize] [--tests] [--fetch-only]``
+``python -m edgeprune.runtimes.cpp.build [--output DIR] [--tensorrt-root DIR] [--sanitize] [--tests] [--fetch-only]``
 
 Needs a C++17 compiler. The header-only libraries come through pip, pinned by hash (``dependencies.txt``), unless they
-are in ``DIR/dependencies`` already. ONNX Runtime is opened when the library runs.
+are in ``DIR/dependencies`` already. ONNX Runtime is opened when the library runs. The TensorRT backend is built where
+TensorRT's headers are: of a JetPack, of NVIDIA's packages, or of the folder that ``--tensorrt-root`` or the variable
+``TENSORRT_ROOT`` names.
 """
 
 import argparse
@@ -66,13 +68,22 @@ def fetch(folder: Path) -> Path:
     return folder
 
 
-def build(folder: Path, *, sanitize: bool = False, tests: bool = False, jobs: int = 2) -> CppLibrary:
+def build(
+    folder: Path,
+    *,
+    sanitize: bool = False,
+    tests: bool = False,
+    tensorrt_root: Path | None = None,
+    jobs: int = 2,
+) -> CppLibrary:
     """Fetch, configure and build; what is up to date in ``folder`` is kept.
 
     Args:
         folder: CMake's build folder.
         sanitize: Whether to build with the address and the undefined-behaviour sanitizer.
         tests: Whether to build the tests, too.
+        tensorrt_root: Folder of the TensorRT whose headers are used; else those that the build folder has used before,
+            or the system's.
         jobs: Files compiled at a time.
 
     Raises:
@@ -84,6 +95,8 @@ def build(folder: Path, *, sanitize: bool = False, tests: bool = False, jobs: in
         f"-DEDGEPRUNE_SANITIZE={'ON' if sanitize else 'OFF'}",
         f"-DEDGEPRUNE_TESTS={'ON' if tests else 'OFF'}",
     ]
+    if tensorrt_root is not None:
+        options.append(f"-DTENSORRT_ROOT={tensorrt_root.resolve()}")
     _run([cmake, "-S", str(SOURCES), "-B", str(folder), *options])
     _run([cmake, "--build", str(folder), "--parallel", str(jobs)])
     return CppLibrary(folder / "libedgeprune.so", folder / "edgeprune-run", folder)
@@ -135,6 +148,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Build the C++ library.")
     parser.add_argument("--output", type=Path, default=Path("out/cpp"), help="build folder")
+    parser.add_argument("--tensorrt-root", type=Path, help="folder of a TensorRT with its headers")
     parser.add_argument("--sanitize", action="store_true", help="with sanitizers")
     parser.add_argument("--tests", action="store_true", help="the tests, too")
     parser.add_argument(
@@ -145,7 +159,12 @@ def main() -> None:
         if arguments.fetch_only:
             sys.stdout.write(f"{fetch(arguments.output / 'dependencies')}\n")
             return
-        built = build(arguments.output, sanitize=arguments.sanitize, tests=arguments.tests)
+        built = build(
+            arguments.output,
+            sanitize=arguments.sanitize,
+            tests=arguments.tests,
+            tensorrt_root=arguments.tensorrt_root,
+        )
     except BackendError as error:
         sys.exit(f"edgeprune: {error}")
     sys.stdout.write(f"{built.library}\n{built.runner}\n")

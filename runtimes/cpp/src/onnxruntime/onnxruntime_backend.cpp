@@ -288,13 +288,18 @@ class OnnxRuntimeBackend : public Backend {
     }
   }
 
-  std::unique_ptr<Graph> load(const std::filesystem::path& path) override {
-    return std::make_unique<OnnxRuntimeGraph>(runtime_, path, options_);
+  std::unique_ptr<Graph> load(const Bundle& bundle, const std::string& name) override {
+    return std::make_unique<OnnxRuntimeGraph>(runtime_, bundle.file(bundle.manifest().graphs.at(name).file), options_);
   }
+
+  std::optional<int64_t> longest_sequence(const Bundle&) override { return std::nullopt; }
 
   Tensor allocate(Shape shape, DataType type) override {
     return copy_ == nullptr ? host_tensor(std::move(shape), type) : copy_->allocate(std::move(shape), type);
   }
+
+  // ONNX Runtime takes inputs to its device by itself.
+  Tensor upload(const Tensor& tensor) override { return tensor; }
 
   Tensor download(const Tensor& tensor) override {
     return tensor.memory == Memory::host ? tensor : copy_->download(tensor);
