@@ -15,15 +15,21 @@ endif()
 
 if(EDGEPRUNE_TENSORRT_INCLUDE)
   message(STATUS "edgeprune_cpp: TensorRT backend with the headers of ${TENSORRT_FOUND_VERSION} in ${EDGEPRUNE_TENSORRT_INCLUDE}")
-  set(TENSORRT_SOURCES
+  # A target of their own, so that other headers compile nothing else anew.
+  add_library(tensorrt_backend OBJECT
     src/tensorrt/engine_graph.cpp
     src/tensorrt/plugin_library.cpp
     src/tensorrt/tensorrt_backend.cpp
     src/tensorrt/tensorrt_library.cpp)
-  # For them alone, so that other headers compile nothing else anew. The second folder stands for CUDA's headers.
-  set_source_files_properties(${TENSORRT_SOURCES} PROPERTIES COMPILE_OPTIONS
-    "SHELL:-isystem ${EDGEPRUNE_TENSORRT_INCLUDE};SHELL:-isystem ${CMAKE_CURRENT_SOURCE_DIR}/src/tensorrt/cuda_types")
-  list(APPEND SOURCES ${TENSORRT_SOURCES})
+  target_include_directories(tensorrt_backend PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/src)
+  # What TensorRT's headers need of CUDA's.
+  set(TENSORRT_CUDA_TYPES ${CMAKE_CURRENT_SOURCE_DIR}/src/tensorrt/cuda_types)
+  target_include_directories(tensorrt_backend SYSTEM PRIVATE
+    ${EDGEPRUNE_INCLUDES} ${EDGEPRUNE_TENSORRT_INCLUDE} ${TENSORRT_CUDA_TYPES})
+  if(EDGEPRUNE_TESTS)  # not where users compile, with headers that nobody tried
+    target_compile_options(tensorrt_backend PRIVATE -Werror)
+  endif()
+  list(APPEND SOURCES $<TARGET_OBJECTS:tensorrt_backend>)
 else()
   message(STATUS "edgeprune_cpp: without the TensorRT backend, its headers (NvInferRuntime.h) were not found or it is off")
   list(APPEND SOURCES src/tensorrt/without_tensorrt.cpp)

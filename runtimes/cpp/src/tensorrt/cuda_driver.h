@@ -5,12 +5,16 @@
 #include <cstddef>
 #include <string>
 
+// Of the global namespace, as in TensorRT's and CUDA's headers.
+struct CUctx_st;
+struct CUstream_st;
+
 namespace edgeprune::cuda {
 
 using Device = int;
 using Pointer = unsigned long long;
-using Context = struct CUctx_st*;
-using Stream = struct CUstream_st*;
+using Context = CUctx_st*;
+using Stream = CUstream_st*;
 
 constexpr int kSuccess = 0;
 constexpr int kOutOfMemory = 2;            // CUDA_ERROR_OUT_OF_MEMORY
