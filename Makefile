@@ -13,7 +13,7 @@ DEMO    := out/shapes-atp
 # Two processes for the tests, one thread each: they are many small computations.
 TEST_PROCESSES ?= 2
 
-.PHONY: help demo test lint types format unit kernels plugin cpp cpp-sanitize test-gpu clean
+.PHONY: help demo test lint types format unit kernels plugin cpp cpp-sanitize cpp-tensorrt test-gpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,11 @@ cpp: $(STAMP) ## Build the C++ library and edgeprune-run into out/cpp
 
 cpp-sanitize: $(STAMP) ## Run the C++ library's tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	EDGEPRUNE_CPP_SANITIZE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/runtimes/cpp
+
+cpp-tensorrt: $(STAMP) ## Build and test the C++ TensorRT backend on a double; TENSORRT_ROOT="DIR …" names headers
+	@set -e; for root in $(or $(TENSORRT_ROOT),""); do \
+		TENSORRT_ROOT="$$root" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/runtimes/cpp/test_cpp_tensorrt.py; \
+	done
 
 plugin: $(STAMP) ## Compile and test TensorRT's plugins; TENSORRT_ROOT="DIR …" names headers
 	@set -e; for root in $(or $(TENSORRT_ROOT),""); do \
