@@ -1,10 +1,11 @@
 """Decoders to measure: transformers' and a bundle's, from hidden states to the logits of the last row on the host.
 
-One sequence at a time: that is the contract of a bundle's graphs (docs/architecture.md), so nothing has a batch.
+A bundle's graphs take one sequence (docs/architecture.md), so it answers a batch one request after the other.
 """
 
 import statistics
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from edgeprune.bundle import Bundle
 from edgeprune.cost import DecoderShape, decoder_prefill_flops, layer_rows
+from edgeprune.runtimes.backend import open_graphs
 from edgeprune.runtimes.graph_chain import GraphChain, Sequence, Stopwatch
 from edgeprune.runtimes.onnxruntime_backend import OnnxRuntimeBackend
 from edgeprune.runtimes.pictures import PreparedPictures
@@ -73,8 +75,7 @@ def prompt_of_rows(size: LlavaSize, image_token: int, rows: int) -> RandomPrompt
 def open_chain(bundle: Path, provider: str = "cpu") -> GraphChain:
     """Open every graph of a bundle with ONNX Runtime."""
     opened, backend = Bundle.open(bundle), OnnxRuntimeBackend(provider)
-    graphs = {name: backend.load(opened, name) for name in opened.manifest.graphs}
-    return GraphChain(opened.manifest, backend, graphs)
+    return GraphChain(opened.manifest, backend, open_graphs(opened, backend))
 
 
 @dataclass
@@ -149,11 +150,30 @@ class BundleDecoder:
         return decoder_prefill_flops(DecoderShape.from_geometry(manifest.geometry), rows)
 
 
+@dataclass
+class BundleBatch:
+    """A bundle's decoder on several equal prompts, one after the other.
+
+    Attributes:
+        decoders: One for each request.
+    """
+
+    decoders: Collection[BundleDecoder]
+
+    def prefill(self) -> float:
+        """Run all prompts; milliseconds."""
+        return sum(decoder.prefill() for decoder in self.decoders)
+
+    def decode(self) -> float:
+        """Milliseconds of one generated token for every request, after the latest prefill."""
+        return sum(decoder.decode() for decoder in self.decoders)
+
+
 class TransformersDecoder:
     """transformers' own decoder on the same hidden states, on the device and in the type of the model."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, prompt: RandomPrompt) -> None:
-        """Run the tower."""
+    def __init__(self, model: LlavaForConditionalGeneration, prompt: RandomPrompt, requests: int = 1) -> None:
+        """Run the tower; ``requests`` equal prompts are one batch."""
         self.model = model
         visual_tokens = prompt.num_pictures * prompt.size.visual_tokens
         with torch.no_grad():
@@ -167,7 +187,7 @@ class TransformersDecoder:
                 embeds[ids == prompt.image_token] = (
                     features.flatten(0, 1) if whole else torch.cat(list(features))
                 )
-        self._embeds = embeds
+        self._embeds = embeds.repeat(requests, 1, 1)
         self._cache = DynamicCache()
 
     def prefill(self) -> float:
@@ -176,8 +196,8 @@ class TransformersDecoder:
         return self._run(inputs_embeds=self._embeds)
 
     def decode(self) -> float:
-        """Median milliseconds of a generated token after the latest prefill."""
-        token = torch.tensor([[ANY_TOKEN]], device=self.model.device)
+        """Median milliseconds of one generated token for every request, after the latest prefill."""
+        token = torch.full((len(self._embeds), 1), ANY_TOKEN, device=self.model.device)
         return statistics.median(self._run(input_ids=token) for _ in range(DECODE_STEPS))
 
     @torch.no_grad()

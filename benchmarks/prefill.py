@@ -1,16 +1,18 @@
 """Prefill and decode: transformers, the unpruned bundle, and bundles pruned by every kind of method, side by side.
 
-    python benchmarks/prefill.py [--rounds 7] [--keep 126,88,20] [--lengths 256,640,1216,2368,4096] [--workdir DIR]
+    python benchmarks/prefill.py [--rounds 7] [--keep 126,88,20] [--lengths 256,640,…] [--batch 4] [--workdir DIR]
 
 Builds a random LLaVA of about 0.4 B parameters (576 visual + 64 text tokens, float32), exports it unpruned and pruned,
 and measures the decoder only (hidden states in, logits of the last row out). ATP's sites are scaled to the depth, and
 its thresholds are set so that exactly the asked counts survive. A first table has one picture and what a bundle costs
-over transformers; a second one every method at several lengths of the prompt, which grow by whole pictures: 256 rows
-are text alone, 4096 hold seven pictures. IVTP is measured without its text tower; what it saves in the vision tower is
-not in these tables. All candidates run in turn in every round; ratios are taken within a round.
+over transformers; a second one several requests at once, which transformers takes as a batch and a bundle one after the
+other, because its graphs take one sequence (docs/architecture.md); a third one every method at several lengths of the
+prompt, which grow by whole pictures: 256 rows are text alone, 2944 hold five pictures, 4096 seven. IVTP is measured
+without its text tower; what it saves in the vision tower is not in these tables. All candidates run in turn in every
+round; ratios are taken within a round.
 
-There is no batch of four: a bundle's graphs take one sequence (docs/architecture.md). Nor is there a bundle of another
-exporter: optimum-onnx 0.1.0 asks for transformers below 4.58, so it cannot be installed beside 5.
+There is no bundle of another exporter: optimum-onnx 0.1.0 asks for transformers below 4.58, so it cannot be installed
+beside 5.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from decoders import BundleDecoder, RandomPrompt, TransformersDecoder, open_chain, prompt_of_rows
+from decoders import BundleBatch, BundleDecoder, RandomPrompt, TransformersDecoder, open_chain, prompt_of_rows
 from machine import describe_machine, describe_versions, gemm_rate
 from pruned_bundles import prepare
 from random_llava import LlavaSize
@@ -36,7 +38,7 @@ from edgeprune.runtimes.graph_chain import GraphChain
 
 TRANSFORMERS, UNPRUNED, ATP = "transformers SDPA", "unpruned", "ATP"
 BUNDLES = (UNPRUNED, ATP, "IVTP", "FastV", "AdaptPrune")
-LENGTHS = "256,640,1216,2368,4096"
+LENGTHS = "256,640,1216,2944,4096"
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,15 @@ class Plan:
     Attributes:
         size: Of the model.
         keep: Visual tokens behind ATP's sites, of one picture.
-        lengths: Rows of the prompts of the second table.
+        batch: Requests of the second table; below 2 there is none.
+        lengths: Rows of the prompts of the third table.
         rounds: Of every table.
         bundles: Of ``BUNDLES``; the first two are among them.
     """
 
     size: LlavaSize
     keep: tuple[int, ...]
+    batch: int
     lengths: tuple[int, ...]
     rounds: int
     bundles: tuple[str, ...] = BUNDLES
@@ -64,6 +68,7 @@ def main() -> None:
     plan = Plan(
         LlavaSize(num_layers=arguments.layers, hidden_size=arguments.hidden),
         tuple(int(count) for count in arguments.keep.split(",")),
+        arguments.batch,
         tuple(int(rows) for rows in arguments.lengths.split(",") if rows),
         arguments.rounds,
     )
@@ -79,10 +84,7 @@ def measure(workdir: Path, plan: Plan) -> None:
     methods = {name: chosen for name, chosen in pruning_methods(plan.size).items() if name in plan.bundles}
     prepare(workdir, plan.size, plan.keep, methods)
     print(describe_machine())
-    print(
-        f"{describe_versions('torch', 'transformers', 'onnxruntime')}, {torch.get_num_threads()} threads; "
-        "one sequence at a time"
-    )
+    print(f"{describe_versions('torch', 'transformers', 'onnxruntime')}, {torch.get_num_threads()} threads")
     model = LlavaForConditionalGeneration.from_pretrained(
         workdir / "checkpoint", attn_implementation="sdpa"
     ).eval()
@@ -94,6 +96,8 @@ def measure(workdir: Path, plan: Plan) -> None:
     )
     chains = {name: open_chain(workdir / name.lower()) for name in methods}
     _one_picture(TransformersDecoder(model, prompt), chains, prompt, plan)
+    if plan.batch > 1:
+        _batch(TransformersDecoder(model, prompt, plan.batch), chains, prompt, plan)
     del model
     _lengths(chains, prompt.image_token, plan)
 
@@ -152,9 +156,7 @@ def _one_picture(
         return ratio(times[what, numerator], times[what, denominator])
 
     flops_ratio, time_ratio = pruned.flops() / unpruned.flops(), of("prefill", fewer, ours)
-    overhead = [
-        sum(ms for name, ms in stage.items() if not name.startswith("prefill")) for stage in measured_stages
-    ]
+    overhead = [_selecting(stage) for stage in measured_stages]
     rows: list[tuple[str, float, str]] = [
         ("unpruned bundle / transformers, prefill", of("prefill", ours, TRANSFORMERS), "≤ 0.45"),
         ("unpruned bundle / transformers, decode", of("decode", ours, TRANSFORMERS), "≤ 0.45"),
@@ -190,23 +192,52 @@ def _print_limit(unpruned: BundleDecoder, times: dict[str, Sequence[float]]) -> 
         print(f"{name}: {least / statistics.median(values):.0%} of that rate")
 
 
+def _batch(
+    reference: TransformersDecoder, chains: dict[str, GraphChain], prompt: RandomPrompt, plan: Plan
+) -> None:
+    decoders: dict[str, TransformersDecoder | BundleBatch] = {TRANSFORMERS: reference}
+    for name in (UNPRUNED, ATP):
+        requests = [BundleDecoder(chains[name], prompt) for _ in range(plan.batch)]
+        decoders[name] = BundleBatch(requests)
+    candidates = {("prefill", name): decoder.prefill for name, decoder in decoders.items()}
+    candidates |= {("decode", name): decoder.decode for name, decoder in decoders.items()}
+    times = take_turns(candidates, plan.rounds)
+    heads = ["requests", "decoder", "prefill ms", "min … max", "of transformers"]
+    heads += ["decode ms/step", "min … max", "of transformers"]
+    print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    for name in decoders:
+        cells = [str(plan.batch), name]
+        for what in ("prefill", "decode"):
+            measured = times[what, name]
+            cells += [spread(measured), f"{ratio(measured, times[what, TRANSFORMERS]):.3f}"]
+        print(f"| {' | '.join(cells)} |")
+
+
 def _lengths(chains: dict[str, GraphChain], image_token: int, plan: Plan) -> None:
     if not plan.lengths:
         return
-    print(
-        "\n| rows of the prompt | pictures | bundle | prefill ms | min … max | of unpruned | FLOPs | kept |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    heads = ["rows of the prompt", "pictures", "bundle", "prefill ms", "min … max", "of unpruned", "FLOPs"]
+    heads += ["saving efficiency", "selecting, of unpruned", "kept"]
+    print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for rows in plan.lengths:
         prompt = prompt_of_rows(plan.size, image_token, rows)
         decoders = {name: BundleDecoder(chain, prompt) for name, chain in chains.items()}
-        times = take_turns({name: decoder.prefill for name, decoder in decoders.items()}, plan.rounds)
+        stages = take_turns({name: decoder.stages for name, decoder in decoders.items()}, plan.rounds)
+        times = {name: [sum(stage.values()) for stage in rounds] for name, rounds in stages.items()}
         base = decoders[UNPRUNED].flops()
         for name, decoder in decoders.items():
+            time_ratio, flops_ratio = ratio(times[name], times[UNPRUNED]), decoder.flops() / base
+            efficiency = f"{(1 - time_ratio) / (1 - flops_ratio):.1%}" if flops_ratio < 1 else "-"
+            selecting = ratio([_selecting(stage) for stage in stages[name]], times[UNPRUNED])
             cells = [str(rows), str(prompt.num_pictures), name, spread(times[name])]
-            cells += [f"{ratio(times[name], times[UNPRUNED]):.3f}", f"{decoder.flops() / base:.3f}"]
+            cells += [f"{time_ratio:.3f}", f"{flops_ratio:.3f}", efficiency, f"{selecting:.2%}"]
             cells.append(", ".join(map(str, decoder.kept())) or "-")
             print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def _selecting(stages: dict[str, float]) -> float:
+    """Milliseconds of scoring, selecting and gathering."""
+    return sum(ms for name, ms in stages.items() if not name.startswith("prefill"))
 
 
 def _arguments() -> argparse.Namespace:
@@ -215,9 +246,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds")
     parser.add_argument("--keep", default="126,88,20", help="visual tokens kept at ATP's three sites")
-    parser.add_argument(
-        "--lengths", default=LENGTHS, help="rows of the second table's prompts; '' = no table"
-    )
+    parser.add_argument("--batch", type=int, default=4, help="requests of the second table; 1 = no table")
+    parser.add_argument("--lengths", default=LENGTHS, help="rows of the third table's prompts; '' = no table")
     parser.add_argument("--layers", type=int, default=24, help="decoder layers")
     parser.add_argument("--hidden", type=int, default=1024, help="width of the decoder")
     parser.add_argument(

@@ -2,11 +2,11 @@
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 from dataclasses import dataclass
 
 import edgeprune
+from edgeprune.available_cores import available_cores
 from edgeprune.errors import EngineError
 from edgeprune.plugins.plugin_library import found
 
@@ -82,12 +82,11 @@ def doctor() -> Environment:
         remedy = "" if version else f"pip install 'edgeprune[{extra.partition(' ')[0]}]'"
         pieces.append(Piece(module, version, purpose, remedy))
     pieces.append(_plugin())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Environment(
         edgeprune=edgeprune.__version__,
         python=platform.python_version(),
         machine=f"{platform.system()} {platform.machine()}",
-        cpu_cores=cores,
+        cpu_cores=available_cores(),
         providers=_providers(),
         pieces=tuple(pieces),
     )

@@ -1,7 +1,9 @@
 """What a runtime backend offers: graphs that run on tensors of one device."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, Protocol
 
@@ -68,10 +70,12 @@ class Backend(Protocol):
     Attributes:
         name: Of the runtime and its device.
         asynchronous: Whether a graph's ``run`` may return before the device is done.
+        loads_at_once: How many threads may ``load`` at the same time, to the good of the machine.
     """
 
     name: str
     asynchronous: bool
+    loads_at_once: int
 
     def load(self, bundle: Bundle, name: str) -> Graph:
         """Open a graph of a bundle: its ONNX file, or what was built from it.
@@ -94,3 +98,14 @@ class Backend(Protocol):
 
     def synchronize(self) -> None:
         """Wait until the device has done all that it was told; only measurements need it."""
+
+
+def open_graphs(bundle: Bundle, backend: Backend) -> dict[str, Graph]:
+    """Open all graphs of a bundle, by name, as many at once as the backend can.
+
+    Raises:
+        BackendError: The backend cannot run one of them.
+    """
+    names = tuple(bundle.manifest.graphs)
+    with ThreadPoolExecutor(backend.loads_at_once) as pool:
+        return dict(zip(names, pool.map(partial(backend.load, bundle), names), strict=True))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.available_cores import available_cores
 from edgeprune.bundle import Bundle
 from edgeprune.errors import BackendError
 from edgeprune.extras import require
@@ -47,6 +48,8 @@ class OnnxRuntimeBackend:
         check_available(self._ort, self._provider)
         self._threads = threads
         self._fuse_qdq = fuse_qdq
+        # On the CPU, opening is the work of one thread: it lays out the weights for the kernels.
+        self.loads_at_once = (threads or available_cores()) if self.device == "cpu" else 1
 
     def load(self, bundle: Bundle, name: str) -> Graph:
         """Open the ONNX file of a graph."""

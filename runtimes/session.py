@@ -10,7 +10,7 @@ from edgeprune.bundle import Bundle
 from edgeprune.errors import BackendError, PictureError
 from edgeprune.quantization_entry import FP8
 from edgeprune.runtimes.answer import Answer
-from edgeprune.runtimes.backend import Backend
+from edgeprune.runtimes.backend import Backend, open_graphs
 from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch, TowerOutput
 from edgeprune.runtimes.guide import GuideEncoder, GuideInputs
 from edgeprune.runtimes.incremental_decoder import IncrementalDecoder
@@ -54,8 +54,7 @@ class Session:
             self._guide = GuideEncoder(
                 bundle.file(manifest.probe.guide_tokenizer), manifest.probe.guide_context_length
             )
-        graphs = {name: backend.load(bundle, name) for name in manifest.graphs}
-        self._chain: GraphChain | None = GraphChain(manifest, backend, graphs)
+        self._chain: GraphChain | None = GraphChain(manifest, backend, open_graphs(bundle, backend))
 
     def __enter__(self) -> "Session":
         return self

@@ -74,6 +74,7 @@ class TensorRtBackend:
     """
 
     asynchronous = True
+    loads_at_once = 1
 
     def __init__(self) -> None:
         from edgeprune.this_machine import this_machine

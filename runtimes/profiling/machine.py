@@ -5,6 +5,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeprune.available_cores import available_cores
+
 
 @dataclass(frozen=True)
 class MachineEntry:
@@ -29,7 +31,6 @@ class MachineEntry:
 
 def describe_machine(device: str) -> MachineEntry:
     """Ask the system."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -37,7 +38,7 @@ def describe_machine(device: str) -> MachineEntry:
     return MachineEntry(
         processor=_processor(),
         system=f"{platform.system()} {platform.machine()}",
-        cores=cores,
+        cores=available_cores(),
         memory_bytes=memory,
         device=device,
         board=_read("/proc/device-tree/model").strip("\0\n "),

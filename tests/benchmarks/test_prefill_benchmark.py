@@ -13,7 +13,7 @@ def printed(workdir, small_size):
     output = io.StringIO()
     bundles = ("unpruned", "ATP", "FastV")
     with contextlib.redirect_stdout(output):
-        measure(workdir, Plan(small_size, (40, 20, 7), (48, 128, 192), rounds=2, bundles=bundles))
+        measure(workdir, Plan(small_size, (40, 20, 7), 2, (48, 128, 192), rounds=2, bundles=bundles))
     return output.getvalue()
 
 
@@ -34,6 +34,13 @@ def test_atp_keeps_exactly_what_was_asked_for(printed):
     assert "visual tokens behind ATP's sites: [40, 20, 7], asked for: [40, 20, 7]" in printed
 
 
+def test_several_requests_are_compared_with_a_batch_of_transformers(printed):
+    rows = table(printed, "requests")
+    assert [row["decoder"] for row in rows] == ["transformers SDPA", "unpruned", "ATP"]
+    assert {row["requests"] for row in rows} == {"2"}
+    assert all(float(row["prefill ms"]) > 0 and float(row["decode ms/step"]) > 0 for row in rows)
+
+
 def test_prompts_grow_by_whole_pictures_and_methods_keep_their_share(printed):
     rows = {(row["rows of the prompt"], row["bundle"]): row for row in table(printed, "rows of the prompt")}
     assert [rows[length, "unpruned"]["pictures"] for length in ("48", "128", "192")] == ["0", "1", "2"]
@@ -42,3 +49,6 @@ def test_prompts_grow_by_whole_pictures_and_methods_keep_their_share(printed):
     assert rows["192", "FastV"]["kept"] == "64"
     assert rows["128", "ATP"]["kept"] == "40, 20, 7"
     assert float(rows["128", "ATP"]["FLOPs"]) < float(rows["128", "FastV"]["FLOPs"]) < 1
+    assert rows["48", "ATP"]["saving efficiency"] == rows["128", "unpruned"]["saving efficiency"] == "-"
+    assert rows["128", "unpruned"]["selecting, of unpruned"] == "0.00%"
+    assert float(rows["128", "ATP"]["selecting, of unpruned"].rstrip("%")) > 0
