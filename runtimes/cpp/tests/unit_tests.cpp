@@ -167,7 +167,8 @@ void deep_or_wrong_json_is_refused() {
 
 // The sizes are those that edgeprune.runtimes.device_arena gives.
 void device_memory_is_used_again() {
-  const std::vector<std::pair<size_t, size_t>> sizes = {{0, 256}, {256, 256}, {257, 512}, {5000, 5120}, {100000, 106496}, {3000001, 3145728}};
+  const std::vector<std::pair<size_t, size_t>> sizes = {{0, 256},     {256, 256},       {257, 512},
+                                                        {5000, 5120}, {100000, 106496}, {3000001, 3145728}};
   for (const auto& [size, block] : sizes) expect(block_bytes(size) == block, std::to_string(size));
   size_t used = 0, mallocs = 0;
   std::map<void*, size_t> blocks;

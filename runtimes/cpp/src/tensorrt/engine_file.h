@@ -9,7 +9,8 @@
 namespace edgeprune {
 
 // What mends an engine.
-constexpr const char* kBuildEngineAgain = "build it again with edgeprune build BUNDLE --target this; the rest of the bundle is whole";
+constexpr const char* kBuildEngineAgain =
+    "build it again with edgeprune build BUNDLE --target this; the rest of the bundle is whole";
 
 class EngineFile {
  public:

@@ -123,7 +123,9 @@ TensorMap EngineGraph::run(const TensorMap& inputs, const TensorMap& outputs) co
     for (const EngineTensor& tensor : inputs_) {
       const Tensor& value = read.at(tensor.name);
       const char* name = tensor.name.c_str();
-      if (tensor.is_dynamic()) require(handle.setInputShape(name, dims_of(value.shape)), "'" + tensor.name + "' may not be " + shown(value.shape));
+      if (tensor.is_dynamic()) {
+        require(handle.setInputShape(name, dims_of(value.shape)), "'" + tensor.name + "' may not be " + shown(value.shape));
+      }
       require(handle.setTensorAddress(name, value.address), "'" + tensor.name + "' may not be where it is");
     }
     TensorMap produced = place_outputs(handle, outputs);
@@ -186,13 +188,14 @@ TensorMap EngineGraph::place_outputs(nvinfer1::IExecutionContext& context, const
     if (place != given.end() && (element_count(place->second.shape) != element_count(shape) || tensor.on_host)) {
       refuse_engine("'" + tensor.name + "' has the shape " + shown(shape) + ", expected was " + shown(place->second.shape));
     }
+    Tensor& output = produced[tensor.name];
     if (place != given.end()) {
-      produced[tensor.name] = place->second;
+      output = place->second;
     } else {
-      produced[tensor.name] = tensor.on_host ? zero_tensor(shape, *tensor.type) : runtime_->device.allocate(shape, *tensor.type);
+      output = tensor.on_host ? zero_tensor(shape, *tensor.type) : runtime_->device.allocate(shape, *tensor.type);
     }
-    check(tensor, produced[tensor.name]);
-    require(context.setTensorAddress(tensor.name.c_str(), produced[tensor.name].address), "'" + tensor.name + "' may not be where it is");
+    check(tensor, output);
+    require(context.setTensorAddress(tensor.name.c_str(), output.address), "'" + tensor.name + "' may not be where it is");
   }
   return produced;
 }
@@ -206,8 +209,11 @@ void EngineGraph::check(const EngineTensor& tensor, const Tensor& value) const {
   for (size_t axis = 0; fits && axis < tensor.shape.size(); ++axis) {
     fits = tensor.shape[axis] == -1 || tensor.shape[axis] == value.shape[axis];
   }
-  if (!fits) refuse_engine("'" + tensor.name + "' is " + shown(tensor.shape) + " to the engine and " + shown(value.shape) + " here");
-  if (value.memory == Memory::device && (value.address == nullptr || reinterpret_cast<uintptr_t>(value.address) % kDeviceAlignment != 0)) {
+  if (!fits) {
+    refuse_engine("'" + tensor.name + "' is " + shown(tensor.shape) + " to the engine and " + shown(value.shape) + " here");
+  }
+  const auto address = reinterpret_cast<uintptr_t>(value.address);
+  if (value.memory == Memory::device && (address == 0 || address % kDeviceAlignment != 0)) {
     throw std::logic_error(name_ + ": '" + tensor.name + "' is at an address that TensorRT does not take");
   }
 }
@@ -218,7 +224,8 @@ EngineGraph::Context& EngineGraph::context(size_t profile) const {
     Context made;
     made.handle.reset(engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
     require(made.handle != nullptr, "no execution context");
-    require(made.handle->setOptimizationProfileAsync(static_cast<int32_t>(profile), runtime_->device.stream()), "no such profile");
+    const auto index = static_cast<int32_t>(profile);
+    require(made.handle->setOptimizationProfileAsync(index, runtime_->device.stream()), "no such profile");
     contexts_.emplace(profile, std::move(made));
   }
   Context& context = contexts_.at(profile);

@@ -18,7 +18,8 @@ namespace edgeprune {
 
 // What all engines of a backend share; graphs keep it alive.
 struct TensorRtRuntime {
-  explicit TensorRtRuntime(const std::string& library_path) : library(library_path), arena(device.memory()), runtime(library.runtime(log)) {}
+  explicit TensorRtRuntime(const std::string& library_path)
+      : library(library_path), arena(device.memory()), runtime(library.runtime(log)) {}
 
   // "tensorrt 10.3.0.26"
   std::string name() const { return "tensorrt " + library.version(); }

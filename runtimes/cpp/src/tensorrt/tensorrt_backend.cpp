@@ -47,6 +47,8 @@ class TensorRtBackend : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> open_tensorrt(const BackendOptions& options) { return std::make_unique<TensorRtBackend>(options.library); }
+std::unique_ptr<Backend> open_tensorrt(const BackendOptions& options) {
+  return std::make_unique<TensorRtBackend>(options.library);
+}
 
 }  // namespace edgeprune

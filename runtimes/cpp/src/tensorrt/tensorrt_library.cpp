@@ -79,7 +79,8 @@ std::string TensorRtLog::first() const {
 TensorRtLibrary::TensorRtLibrary(const std::string& path) {
   void* library = open_library(path);
   int number = 0;
-  for (const char* name : {"getInferLibMajorVersion", "getInferLibMinorVersion", "getInferLibPatchVersion", "getInferLibBuildVersion"}) {
+  for (const char* name :
+       {"getInferLibMajorVersion", "getInferLibMinorVersion", "getInferLibPatchVersion", "getInferLibBuildVersion"}) {
     int32_t (*part)() = nullptr;
     find(library, name, part);
     const int value = part();

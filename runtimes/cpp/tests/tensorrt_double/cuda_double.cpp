@@ -114,7 +114,9 @@ extern "C" {
 EDGEPRUNE_DOUBLE int cuInit(unsigned) { return number_of("EDGEPRUNE_DOUBLE_DEVICES", 1) == 0 ? kNoDevice : 0; }
 
 EDGEPRUNE_DOUBLE int cuGetErrorString(int result, const char** text) {
-  *text = result == kNoDevice ? "no CUDA-capable device is detected" : result == kInvalidContext ? "invalid device context" : "double";
+  *text = result == kNoDevice         ? "no CUDA-capable device is detected"
+          : result == kInvalidContext ? "invalid device context"
+                                      : "double";
   return 0;
 }
 

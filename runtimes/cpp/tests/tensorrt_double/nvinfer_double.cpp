@@ -61,7 +61,9 @@ struct IoTensor {
     for (const auto& [dimension, size] : shape) sizes.push_back(dimension.empty() ? size : -1);
     return sizes;
   }
-  size_t bytes(const Shape& actual) const { return static_cast<size_t>(edgeprune::element_count(actual)) * edgeprune::element_bytes(type); }
+  size_t bytes(const Shape& actual) const {
+    return static_cast<size_t>(edgeprune::element_count(actual)) * edgeprune::element_bytes(type);
+  }
 };
 
 // ONNX Runtime's graphs, each opened once.
@@ -95,21 +97,28 @@ struct Engine {
   nvinfer1::ILogger* log = nullptr;
 
   Engine(const Json& data, nvinfer1::ILogger* logger)
-      : graph_name(data.at("graph")), fails(data.at("fails")), scratch(data.at("scratch")), graph(computed(data.at("onnx"), graph_name)), log(logger) {
+      : graph_name(data.at("graph")),
+        fails(data.at("fails")),
+        scratch(data.at("scratch")),
+        graph(computed(data.at("onnx"), graph_name)),
+        log(logger) {
     for (const char* kind : {"inputs", "outputs"}) {
       for (const Json& tensor : data.at(kind)) {
         IoTensor entry{tensor.at("name"), edgeprune::data_type(tensor.at("dtype")), {}, false};
         const Json& on_host = data.at("on_host");
         entry.on_host = std::find(on_host.begin(), on_host.end(), Json(entry.name)) != on_host.end();
         for (const Json& size : tensor.at("shape")) {
-          entry.shape.push_back(size.is_string() ? edgeprune::Dimension{size.get<std::string>(), 0} : edgeprune::Dimension{"", size.get<int64_t>()});
+          entry.shape.push_back(size.is_string() ? edgeprune::Dimension{size.get<std::string>(), 0}
+                                                 : edgeprune::Dimension{"", size.get<int64_t>()});
         }
         (kind == std::string("inputs") ? inputs : outputs).push_back(std::move(entry));
       }
     }
     for (const Json& profile : data.at("profiles")) {
       profiles.emplace_back(profile.at("name").get<std::string>(), std::map<std::string, std::pair<int64_t, int64_t>>());
-      for (const auto& [dimension, range] : profile.at("ranges").items()) profiles.back().second[dimension] = {range[0], range[2]};
+      for (const auto& [dimension, range] : profile.at("ranges").items()) {
+        profiles.back().second[dimension] = {range[0], range[2]};
+      }
     }
   }
 
@@ -218,7 +227,8 @@ class ContextDouble final : public nvinfer1::UnexpectedVExecutionContext {
         const auto& [dimension, fixed] = tensor.shape[axis];
         const int64_t size = found->second[axis];
         const int64_t expected = dimension.empty() ? fixed : sizes.try_emplace(dimension, size).first->second;
-        demand(size == expected, engine_->graph_name + ": '" + tensor.name + "' has the size " + std::to_string(size) + " where " + std::to_string(expected) + " is due");
+        demand(size == expected, engine_->graph_name + ": '" + tensor.name + "' has the size " + std::to_string(size) +
+                                     " where " + std::to_string(expected) + " is due");
       }
       if (tensor.name == kNumKeep && tensor.on_host) sizes[kNumKeep] = host_value(kNumKeep);
     }
@@ -227,7 +237,8 @@ class ContextDouble final : public nvinfer1::UnexpectedVExecutionContext {
       // TensorRT has a range for a value only where it makes sizes of it.
       demand(found != sizes.end() || dimension == kNumKeep, "a profile has a range of '" + dimension + "'");
       if (found == sizes.end()) continue;
-      demand(range.first <= found->second && found->second <= range.second, engine_->graph_name + ": " + dimension + " is outside of the profile");
+      demand(range.first <= found->second && found->second <= range.second,
+             engine_->graph_name + ": " + dimension + " is outside of the profile");
     }
     return sizes;
   }
@@ -289,8 +300,9 @@ class ContextDouble final : public nvinfer1::UnexpectedVExecutionContext {
       return {address, shape, tensor.type, edgeprune::Memory::host, nullptr};
     }
     demand(!gpu_double::is_on_device(address), "'" + tensor.name + "' must be on the host");
-    const auto is_input = [&](const IoTensor& input) { return input.name == tensor.name; };
-    if (std::none_of(engine_->inputs.begin(), engine_->inputs.end(), is_input)) return {address, shape, tensor.type, edgeprune::Memory::host, nullptr};
+    const auto is_it = [&](const IoTensor& input) { return input.name == tensor.name; };
+    const bool is_output = std::none_of(engine_->inputs.begin(), engine_->inputs.end(), is_it);
+    if (is_output) return {address, shape, tensor.type, edgeprune::Memory::host, nullptr};
     return edgeprune::int64_tensor({*static_cast<const int64_t*>(address)}, shape);
   }
 
@@ -318,7 +330,9 @@ class EngineDouble final : public nvinfer1::UnexpectedVCudaEngine {
  public:
   explicit EngineDouble(std::shared_ptr<Engine> engine) : engine_(std::move(engine)) {}
 
-  int32_t getNbIOTensors() const noexcept override { return static_cast<int32_t>(engine_->inputs.size() + engine_->outputs.size()); }
+  int32_t getNbIOTensors() const noexcept override {
+    return static_cast<int32_t>(engine_->inputs.size() + engine_->outputs.size());
+  }
   char const* getIOTensorName(int32_t index) const noexcept override {
     const auto at = static_cast<size_t>(index);
     const size_t inputs = engine_->inputs.size();
