@@ -1,7 +1,7 @@
 """The C++ library's TensorRT backend on doubles of libcuda and libnvinfer: whole prompts give what ONNX Runtime gives.
 
-The doubles (``runtimes/cpp/tests/tensorrt_double``) are compiled with TensorRT's headers, which ``TENSORRT_ROOT`` names,
-and end the process where the backend does what CUDA or TensorRT forbid. They say nothing of TensorRT's kernels.
+The doubles (``runtimes/cpp/tests/tensorrt_double``) are compiled with TensorRT's headers, which ``TENSORRT_ROOT`` names.
+They end the process where the backend does what CUDA or TensorRT forbid, and say nothing of TensorRT's kernels.
 """
 
 import json
