@@ -1,6 +1,6 @@
 """The C++ library's TensorRT backend on doubles of libcuda and libnvinfer: whole prompts give what ONNX Runtime gives.
 
-The doubles (``runtimes/cpp/tests/tensorrt_double``) are compiled with TensorRT's headers, which ``TENSORRT_ROOT`` names.
+The doubles (``runtimes/cpp/tests/tensorrt_double``) are compiled with the headers that ``TENSORRT_ROOT`` names.
 They end the process where the backend does what CUDA or TensorRT forbid, and say nothing of TensorRT's kernels.
 """
 
@@ -259,13 +259,13 @@ def test_the_program(machine, folder, pictures):
 def test_the_library_is_named_by_variable_and_option(machine, folder, pictures, tmp_path):
     """TensorRT lies elsewhere than the linker looks, the driver does not."""
     with_engines(folder)
-    libraries = {}
-    for name in ("libcuda.so.1", "libnvinfer.so"):
-        (tmp_path / name).mkdir()
-        libraries[name] = shutil.copy(machine.doubles / name, tmp_path / name / name)
+    (tmp_path / "driver").mkdir()
+    shutil.copy(machine.doubles / "libcuda.so.1", tmp_path / "driver")
     asked = [{"images": [], "prompt": QUESTION, "max_new_tokens": 2}]
-    # The copy of the double finds the other by the folder that it was linked in.
-    machine.variables = {"EDGEPRUNE_TENSORRT": str(machine.doubles / "libnvinfer.so")}
+    driver = {"LD_LIBRARY_PATH": str(tmp_path / "driver")}
+    machine.variables = driver
+    assert "TensorRT was not found" in machine.refused(folder, [])
+    machine.variables = driver | {"EDGEPRUNE_TENSORRT": str(machine.doubles / "libnvinfer.so")}
     assert machine.ask(folder, asked)[0]["token_ids"]
     machine.variables = {"EDGEPRUNE_TENSORRT": str(tmp_path / "none.so")}
     assert machine.refused(folder, []).startswith(
