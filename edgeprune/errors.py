@@ -18,7 +18,7 @@ class CheckpointError(EdgepruneError):
 
 
 class PruningError(EdgepruneError):
-    """A pruning method is unknown, or its parameters, sites or weights do not fit the model."""
+    """A pruning method is unknown, does not fit the model, or a pruner's choice does not fit what is there."""
 
 
 class BundleError(EdgepruneError):

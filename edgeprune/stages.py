@@ -16,7 +16,7 @@ from edgeprune.models.vision_language import VisionLanguageModel
 from edgeprune.operators.token_gather import token_gather
 from edgeprune.positions import AXES
 from edgeprune.prune.ivtp_guide import IvtpGuide
-from edgeprune.prune.method import MergingSelector, RankingSelector, RateSpec
+from edgeprune.prune.method import MergingSelector, RankingSelector, RateSpec, ScoringSelector
 from edgeprune.pruning_plan import PlannedSite, PruningPlan
 from edgeprune.tensor_spec import TensorSpec
 
@@ -347,6 +347,13 @@ class SelectStage(Stage):
             ]
         if isinstance(self.selector, RankingSelector):
             outputs.append(TensorSpec(names.VISUAL_RANKS, "int64", ("sequence",)))
+        if isinstance(self.selector, ScoringSelector):
+            if len(outputs) > 2:
+                raise PruningError(
+                    f"{planned.method.name}: a selector that gives its scores neither merges nor ranks: derive it "
+                    "from ScoringSelector alone"
+                )
+            outputs.append(TensorSpec(names.SCORES, "float32", ("sequence",)))
         self.outputs = tuple(outputs)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ POSITION_IDS = "position_ids"  # [A, S] int64, positions in the unpruned sequenc
 VISUAL_SLOTS = "visual_slots"  # [S] int64: the slot of a visual token, -1 for text
 KEEP_INDICES = "keep_indices"  # [S] int64, the kept rows first, in the order of the sequence
 KEEP_COUNT = "keep_count"  # [] int64
+SCORES = "scores"  # [S] float32: what a site that lets the host choose scores its rows with
 NUM_KEEP = "num_keep"  # [] int64: visual tokens to keep, where the count is known beforehand
 TEXT_ROWS = "text_rows"  # [T] int64: rows after the last visual token
 PROMPT_SLOTS = "prompt_slots"  # visual_slots of the unpruned prompt, int64

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune import tensor_names as names
-from edgeprune.manifest import Manifest
+from edgeprune.manifest import Manifest, SiteEntry
 from edgeprune.numbering import ORIGINAL, RENUMBERED, next_position, segment_numberings
 from edgeprune.positions import AXES, prompt_positions
 from edgeprune.runtimes.answer import SiteReport
 from edgeprune.runtimes.backend import Backend, DeviceTensor, Graph
 from edgeprune.runtimes.eviction import Eviction
 from edgeprune.runtimes.guide import GuideInputs
+from edgeprune.runtimes.host_pruner import Pruner, choose_rows
 from edgeprune.runtimes.kv_cache import SegmentCache
 from edgeprune.runtimes.layout import PROMPT_INPUTS, SequenceLayout
 from edgeprune.runtimes.pictures import PreparedPictures
@@ -24,10 +25,16 @@ from edgeprune.visual_layout import FeatureRows, VisualLayout
 
 
 class Stopwatch:
-    """Milliseconds by name."""
+    """Milliseconds by name.
+
+    Attributes:
+        milliseconds: The sums.
+        started: Of ``time.perf_counter``, when the answer began.
+    """
 
     def __init__(self) -> None:
         self.milliseconds: dict[str, float] = {}
+        self.started = time.perf_counter()
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
@@ -99,10 +106,25 @@ class TowerOutput:
 class GraphChain:
     """The graphs of a bundle on one backend."""
 
-    def __init__(self, manifest: Manifest, backend: Backend, graphs: Mapping[str, Graph]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        graphs: Mapping[str, Graph],
+        pruner: Pruner | None = None,
+    ) -> None:
+        """Take opened graphs.
+
+        Args:
+            manifest: Of the bundle.
+            backend: That opened the graphs.
+            graphs: All of the bundle's, by name.
+            pruner: Chooses at the sites that let the host choose; None leaves it to them.
+        """
         self.manifest = manifest
         self.backend = backend
         self.graphs = dict(graphs)
+        self._pruner = pruner
         self.dtype = np.dtype(manifest.dtype)
         self._numberings = segment_numberings([site.positions for site in manifest.sites])
         self._axes = AXES[manifest.geometry.positions]
@@ -331,6 +353,10 @@ class GraphChain:
                     num_rows = int(self.backend.download(chosen[names.KEEP_COUNT]))
             else:
                 num_rows = layout.num_rows - layout.num_visual + left
+            rows = self._pruner_choice(site, layout, chosen, state[names.VISUAL_SLOTS], num_rows, watch)
+            if rows is not None:
+                chosen = {**chosen, names.KEEP_INDICES: self.backend.upload(rows)}
+                num_rows = rows.shape[0]
         with watch.time(f"gather.{site.graph}"):
             if self.manifest.rate is not None and names.VISUAL_RANKS in chosen:
                 rows = self.backend.download(chosen[names.KEEP_INDICES])[:num_rows]
@@ -353,6 +379,38 @@ class GraphChain:
         after = layout.keep(num_rows)
         sequence.drops.append(_Drop(layout.num_visual, after.num_visual, state[names.VISUAL_SLOTS]))
         return after
+
+    def _pruner_choice(
+        self,
+        site: SiteEntry,
+        layout: SequenceLayout,
+        chosen: Mapping[str, DeviceTensor],
+        visual_slots: DeviceTensor,
+        num_rows: int,
+        watch: Stopwatch,
+    ) -> NDArray[np.int64] | None:
+        """The rows that the pruner keeps; None where the site's own choice of ``num_rows`` holds."""
+        if (
+            self._pruner is None
+            or names.SCORES not in chosen
+            or layout.visual is None
+            or not layout.num_visual
+        ):
+            return None
+        with watch.time(f"wait.{site.graph}"):
+            scores = self.backend.download(chosen[names.SCORES])
+            slots = self.backend.download(visual_slots)
+            own_rows = self.backend.download(chosen[names.KEEP_INDICES])[:num_rows]
+        with watch.time(f"pruner.{site.graph}"):
+            return choose_rows(
+                self._pruner,
+                site,
+                layout.visual,
+                scores=scores,
+                visual_slots=slots,
+                own_rows=own_rows,
+                elapsed_ms=1000 * (time.perf_counter() - watch.started),
+            )
 
     def _evict(
         self,

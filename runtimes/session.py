@@ -13,6 +13,7 @@ from edgeprune.runtimes.answer import Answer
 from edgeprune.runtimes.backend import Backend, open_graphs
 from edgeprune.runtimes.graph_chain import GraphChain, Stopwatch, TowerOutput
 from edgeprune.runtimes.guide import GuideEncoder, GuideInputs
+from edgeprune.runtimes.host_pruner import Pruner, check_takes_pruner
 from edgeprune.runtimes.incremental_decoder import IncrementalDecoder
 from edgeprune.runtimes.onnxruntime_backend import OnnxRuntimeBackend
 from edgeprune.runtimes.overlay import draw_overlay
@@ -33,14 +34,22 @@ class Session:
         backend: The backend.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, pruner: Pruner | None = None) -> None:
         """Open every graph of the bundle.
+
+        Args:
+            bundle: The bundle.
+            backend: Runs its graphs.
+            pruner: Chooses at the sites that let the host choose.
 
         Raises:
             BackendError: The backend cannot run a graph.
             BundleError: The bundle's preprocessing or prompt format is unusable.
+            PruningError: There is a pruner, and no site that takes one.
         """
         manifest = bundle.manifest
+        if pruner is not None:
+            check_takes_pruner(manifest)
         self.bundle = bundle
         self.backend = backend
         self.preprocessing = preprocessing_from_json(manifest.preprocessing)
@@ -54,7 +63,8 @@ class Session:
             self._guide = GuideEncoder(
                 bundle.file(manifest.probe.guide_tokenizer), manifest.probe.guide_context_length
             )
-        self._chain: GraphChain | None = GraphChain(manifest, backend, open_graphs(bundle, backend))
+        graphs = open_graphs(bundle, backend)
+        self._chain: GraphChain | None = GraphChain(manifest, backend, graphs, pruner)
 
     def __enter__(self) -> "Session":
         return self
@@ -81,6 +91,7 @@ class Session:
         Raises:
             PictureError: A picture is unusable.
             PromptError: The prompt is empty, too long, or its placeholders do not fit the pictures.
+            PruningError: The session's pruner keeps nothing, or what is not there.
         """
         yield from self._generate(images, prompt, options or SamplingOptions())
 
@@ -218,6 +229,7 @@ def open_session(
     backend: str = "onnxruntime",
     provider: str | None = None,
     threads: int | None = None,
+    pruner: Pruner | None = None,
 ) -> Session:
     """Open a bundle to answer questions.
 
@@ -226,10 +238,13 @@ def open_session(
         backend: "onnxruntime", or "tensorrt" for the engines that were built into the bundle.
         provider: Of ONNX Runtime: "cpu", "cuda", "tensorrt" or "tensorrt_rtx"; None is "cpu".
         threads: Threads of an operator of ONNX Runtime; None lets it choose.
+        pruner: Chooses the visual tokens that stay at the sites of the method "host", instead of the bundle itself
+            (:mod:`edgeprune.runtimes.host_pruner`). What it raises, the answer raises.
 
     Raises:
         BundleError: No bundle, or a file is missing or changed.
         BackendError: The backend cannot run here.
+        PruningError: There is a pruner, and no site of the bundle takes one.
     """
     if backend not in BACKENDS:
         raise BackendError(f"backend '{backend}' is unknown, known: {', '.join(BACKENDS)}")
@@ -237,10 +252,10 @@ def open_session(
     if backend == "onnxruntime":
         quantization = opened.manifest.quantization
         fuse_qdq = quantization is None or FP8 not in quantization.precisions
-        return Session(opened, OnnxRuntimeBackend(provider or "cpu", threads, fuse_qdq=fuse_qdq))
+        return Session(opened, OnnxRuntimeBackend(provider or "cpu", threads, fuse_qdq=fuse_qdq), pruner)
     for option, value in (("provider", provider), ("threads", threads)):
         if value is not None:
             raise BackendError(
                 f"--{option} is of ONNX Runtime: leave it away, or run with --backend onnxruntime"
             )
-    return Session(opened, TensorRtBackend())
+    return Session(opened, TensorRtBackend(), pruner)

@@ -213,6 +213,24 @@ def dyrate_bundle(dyrate_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def host_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLaVA checkpoint with two sites at which the host may choose; by itself it keeps 60 and 36 %."""
+    from tiny_checkpoints import write_pruning
+
+    folder = Path(shutil.copytree(llava_folder, tmp_path_factory.mktemp("checkpoint") / "host"))
+    parameters = {"layers": [1, 3], "keep_ratio": 0.6}
+    return write_pruning(folder, [{"method": "host", "parameters": parameters}])
+
+
+@pytest.fixture(scope="session")
+def host_bundle(host_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``host_folder`` exported."""
+    from edgeprune.export.exporter import export
+
+    return export(host_folder, tmp_path_factory.mktemp("bundle") / "host").path
+
+
+@pytest.fixture(scope="session")
 def tower_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The LLaVA checkpoint with ToMe in the vision tower and FastV in the decoder."""
     from tiny_checkpoints import write_pruning

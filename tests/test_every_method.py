@@ -25,6 +25,7 @@ PARAMETERS = {
     "dyrate": {"layer": 2},
     "evit": {"layers": [0, 2], "keep_ratio": 0.6},
     "fastv": {"layer": 1, "keep_ratio": 0.4},
+    "host": {"layers": [1, 3], "keep_ratio": 0.6},
     "ivtp": {
         "tokens_after_vision": 20,
         "tokens_after_decoder": 8,

@@ -139,6 +139,15 @@ class RankingSelector(SiteSelector):
     """
 
 
+class ScoringSelector(SiteSelector):
+    """A selector whose choice the host may replace, by scores that the site's graph gives.
+
+    ``forward`` returns, besides ``keep_indices`` and ``keep_count``, by name ``scores`` [S] float32, of every row; the
+    host looks at those of visual tokens. Nothing else may depend on what the selector itself chose, so it neither
+    merges nor ranks.
+    """
+
+
 class RateDecision(nn.Module):
     """Decides at a generated token what share of the visual tokens is removed; traced as the graph "rate"."""
 

@@ -12,6 +12,7 @@ from edgeprune.prune.dart import Dart
 from edgeprune.prune.dyrate import DyRate
 from edgeprune.prune.evit import Evit
 from edgeprune.prune.fastv import FastV
+from edgeprune.prune.host import Host
 from edgeprune.prune.ivtp import Ivtp
 from edgeprune.prune.ivtp_vision import IvtpVision
 from edgeprune.prune.method import PruningMethod
@@ -36,6 +37,7 @@ METHODS: dict[str, type[PruningMethod]] = {
         DyRate,
         Evit,
         FastV,
+        Host,
         Ivtp,
         IvtpVision,
         PruMerge,

@@ -38,14 +38,10 @@ class Recorder(Stopwatch):
     Args:
         synchronize: Waits for the device at the end of every span, so that a stage's time is its own and not that of
             queueing it. None where runs end when the device is done, and where nothing is to be disturbed.
-
-    Attributes:
-        started: Of ``time.perf_counter``, when the answer began.
     """
 
     def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
         super().__init__()
-        self.started = time.perf_counter()
         self._synchronize = synchronize
         self._depth = 0
         self._spans: list[Span] = []

@@ -69,6 +69,15 @@ def test_the_fused_site_chooses_the_same_rows(fastv, seed):
     assert sorted(theirs[0].tolist()) == list(range(rows))
 
 
+def test_a_site_whose_scores_the_host_reads_keeps_them(host_bundle):
+    for site in ("site0", "site1"):
+        model = (host_bundle / f"{site}.onnx").read_bytes()
+        assert fuse_score_select(model) == model
+        assert [node.operator for node in operator_nodes(model)] == ["AttentionScore", "TokenSelect"]
+        outputs = [output.name for output in onnx.load_from_string(model).graph.output]
+        assert outputs == [names.KEEP_INDICES, names.KEEP_COUNT, names.SCORES]
+
+
 def edited(fastv, change):
     model = onnx.load(fastv.path / "site0.onnx")
     change(model.graph)

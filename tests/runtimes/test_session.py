@@ -34,6 +34,7 @@ KINDS = (
     "combined",
     "dart",
     "dyrate",
+    "host",
     "ivtp",
     "random",
     "sparsevlm",

@@ -66,6 +66,8 @@ edgeprune_status status_of(edgeprune::ErrorKind kind) {
       return EDGEPRUNE_ERROR_PROMPT;
     case edgeprune::ErrorKind::backend:
       return EDGEPRUNE_ERROR_BACKEND;
+    case edgeprune::ErrorKind::pruning:
+      return EDGEPRUNE_ERROR_PRUNING;
   }
   return EDGEPRUNE_ERROR_INTERNAL;
 }
@@ -139,6 +141,33 @@ edgeprune::SamplingOptions sampling_options(const edgeprune_generation_options* 
   return options;
 }
 
+// A callback of C as the session takes it.
+edgeprune::Pruner pruner_of(const edgeprune_session_options& options) {
+  if (options.pruner == nullptr) return nullptr;
+  return [callback = options.pruner, user = options.pruner_user](const edgeprune::SiteScores& site) {
+    const edgeprune_site_scores raw = {sizeof raw,
+                                       site.name.c_str(),
+                                       site.place.c_str(),
+                                       site.layer,
+                                       site.num_tokens(),
+                                       site.scores.data(),
+                                       site.slots.data(),
+                                       site.places.data(),
+                                       site.own_choice.data(),
+                                       static_cast<int64_t>(site.own_choice.size()),
+                                       site.elapsed_ms};
+    std::vector<int64_t> keep(site.scores.size());
+    const int64_t count = callback(&raw, keep.data(), user);
+    if (count < 0) {
+      throw edgeprune::PruningError("the pruner failed " + site.where() + " with " + std::to_string(count) +
+                                    ": mend what it stands for, or open the bundle without a pruner");
+    }
+    edgeprune::check_num_kept(site, count);
+    keep.resize(static_cast<size_t>(count));
+    return keep;
+  };
+}
+
 }  // namespace
 
 const char* edgeprune_version(void) { return EDGEPRUNE_VERSION; }
@@ -148,7 +177,18 @@ int32_t edgeprune_abi_version(void) { return EDGEPRUNE_ABI_VERSION; }
 const char* edgeprune_last_error(void) { return last_error; }
 
 void edgeprune_session_options_init(edgeprune_session_options* options) {
-  if (options != nullptr) *options = {sizeof *options, "onnxruntime", "cpu", 0, nullptr};
+  if (options != nullptr) *options = {sizeof *options, "onnxruntime", "cpu", 0, nullptr, nullptr, nullptr};
+}
+
+int64_t edgeprune_keep_highest(const float* scores, int64_t num_tokens, int64_t count, int64_t* keep) {
+  if (scores == nullptr || keep == nullptr || num_tokens < 1) return 0;
+  try {
+    const std::vector<int64_t> highest = edgeprune::highest_scores(scores, num_tokens, count);
+    std::copy(highest.begin(), highest.end(), keep);
+    return static_cast<int64_t>(highest.size());
+  } catch (const std::bad_alloc&) {
+    return EDGEPRUNE_PRUNER_FAILED;
+  }
 }
 
 edgeprune_status edgeprune_session_open(const char* bundle, const edgeprune_session_options* options,
@@ -163,7 +203,7 @@ edgeprune_status edgeprune_session_open(const char* bundle, const edgeprune_sess
     backend.provider = text_or(known.provider, "cpu");
     backend.threads = known.threads;
     backend.library = text_or(known.runtime_library, "");
-    *session = new edgeprune_session{edgeprune::Session(bundle, backend)};
+    *session = new edgeprune_session{edgeprune::Session(bundle, backend, pruner_of(known))};
   });
 }
 

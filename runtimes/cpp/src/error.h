@@ -8,7 +8,7 @@
 namespace edgeprune {
 
 // What is unusable; the C ABI gives each a status of its own.
-enum class ErrorKind { argument, bundle, picture, prompt, backend };
+enum class ErrorKind { argument, bundle, picture, prompt, backend, pruning };
 
 class Error : public std::runtime_error {
  public:
@@ -33,6 +33,9 @@ struct PromptError : Error {
 };
 struct BackendError : Error {
   explicit BackendError(const std::string& message) : Error(ErrorKind::backend, message) {}
+};
+struct PruningError : Error {
+  explicit PruningError(const std::string& message) : Error(ErrorKind::pruning, message) {}
 };
 
 }  // namespace edgeprune

@@ -56,16 +56,17 @@ BackendOptions fitting(BackendOptions options, const Manifest& manifest) {
 
 }  // namespace
 
-Session::Session(const std::filesystem::path& bundle, const BackendOptions& options)
+Session::Session(const std::filesystem::path& bundle, const BackendOptions& options, Pruner pruner)
     : bundle_(bundle),
       preprocessing_(preprocessing_from_json(bundle_.manifest().preprocessing)),
       backend_(open_backend(fitting(options, bundle_.manifest()))),
       prompts_(bundle_, backend_->longest_sequence(bundle_)) {
+  if (pruner) check_takes_pruner(bundle_.manifest());
   const auto& probe = bundle_.manifest().probe;
   if (probe && probe->guide_tokenizer) {
     guide_ = std::make_unique<GuideEncoder>(bundle_, *probe->guide_tokenizer, probe->guide_context_length);
   }
-  chain_ = std::make_unique<GraphChain>(bundle_, *backend_);
+  chain_ = std::make_unique<GraphChain>(bundle_, *backend_, std::move(pruner));
 }
 
 Answer Session::answer(const std::vector<Picture>& pictures, const std::string& prompt, const SamplingOptions& options,

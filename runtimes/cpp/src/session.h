@@ -11,6 +11,7 @@
 #include "backend.h"
 #include "bundle/bundle.h"
 #include "decoder/graph_chain.h"
+#include "decoder/host_pruner.h"
 #include "decoder/sampling.h"
 #include "pictures/preprocessing.h"
 #include "text/guide.h"
@@ -39,14 +40,14 @@ using PieceCallback = std::function<bool(std::string_view piece)>;
 // Graphs are opened once and shared; every answer has caches of its own, so threads may share a session.
 class Session {
  public:
-  // Throws BundleError, BackendError.
-  Session(const std::filesystem::path& bundle, const BackendOptions& options);
+  // Throws BundleError, BackendError; PruningError: there is a pruner, and no site that takes one.
+  Session(const std::filesystem::path& bundle, const BackendOptions& options, Pruner pruner = nullptr);
   // The chain refers to the bundle and the backend.
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // The pictures are in the order of the prompt's placeholders. Throws PictureError, PromptError, BackendError, and what
-  // the callback throws.
+  // The pictures are in the order of the prompt's placeholders. Throws PictureError, PromptError, BackendError,
+  // PruningError, and what the callback and the pruner throw.
   Answer answer(const std::vector<Picture>& pictures, const std::string& prompt, const SamplingOptions& options,
                 const PieceCallback& callback) const;
 

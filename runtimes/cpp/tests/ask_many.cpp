@@ -1,7 +1,8 @@
 // Opens a bundle once and answers the requests that stand line by line in the input, through the public interface.
 //
-// ask_many BUNDLE [THREADS [REPEAT [BACKEND]]]: a line is {"images": [paths], "prompt": …, options …}; the answer is a line of what
+// ask_many BUNDLE [THREADS [REPEAT [PRUNER [BACKEND]]]]: a line is {"images": [paths], "prompt": …, options …}; the answer is a line of what
 // edgeprune-run --json prints, or {"error": …, "status": …}. With "cancel_after", the answer is ended after so many pieces.
+// With a PRUNER (pruners.h), the line also says what it has "seen".
 // With several THREADS, each of them answers every request; the lines of the first one are printed if all agree.
 #include <cstdio>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "edgeprune/edgeprune.hpp"
+#include "pruners.h"
 
 namespace {
 
@@ -29,6 +31,7 @@ edgeprune::Options options_of(const Json& request) {
 }
 
 std::string answer(const edgeprune::VisionSession& session, const Json& request) {
+  pruners::seen() = Json::array();
   try {
     std::vector<edgeprune::Image> images;
     for (const Json& path : request["images"]) images.push_back(edgeprune::Image::read(path.get<std::string>()));
@@ -41,9 +44,12 @@ std::string answer(const edgeprune::VisionSession& session, const Json& request)
     });
     Json whole = Json::parse(reply.json());
     whole["streamed"] = streamed;
+    whole["seen"] = pruners::seen();
     return whole.dump();
   } catch (const edgeprune::Exception& error) {
     return Json({{"error", error.what()}, {"status", error.status()}}).dump();
+  } catch (const std::domain_error& error) {
+    return Json({{"thrown", error.what()}}).dump();
   }
 }
 
@@ -61,7 +67,8 @@ int main(int count, char** values) {
   const int repeat = count > 3 ? std::atoi(values[3]) : 1;
   try {
     edgeprune::VisionSession::Settings settings;
-    if (count > 4) settings.backend = values[4];
+    if (count > 4 && *values[4] != '\0') settings.pruner = pruners::named(values[4]);
+    if (count > 5) settings.backend = values[5];
     if (settings.backend == "onnxruntime") settings.threads = 1;
     const edgeprune::VisionSession session(values[1], settings);
     std::vector<Json> requests;

@@ -1,6 +1,7 @@
 """The library as others get it: symbols, packages, an embedding program, the C++ units, memory."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def picture(tmp_path_factory) -> Path:
 
 
 @pytest.mark.skipif(SANITIZE, reason="a program without sanitizers cannot load a library with them")
-def test_other_projects_find_the_package_and_run(cpp, prefix, picture, atp_bundle, tmp_path):
+def test_other_projects_find_the_package_and_run(cpp, prefix, picture, atp_bundle, host_bundle, tmp_path):
     example = REPOSITORY / "examples" / "cpp"
     command = [cmake_program(), "-S", example, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={prefix}"]
     subprocess.run(command, check=True, capture_output=True)
@@ -76,6 +77,12 @@ def test_other_projects_find_the_package_and_run(cpp, prefix, picture, atp_bundl
     assert all(line.startswith("frame ") for line in lines)
     # The last frame is never dropped.
     assert lines[-1].startswith("frame 9:")
+    for milliseconds, kept in (1e6, "36"), (1e-3, "1"):
+        timed = cpp.run(tmp_path / "time_budget", host_bundle, picture, "What is it?", milliseconds, 2)
+        assert timed.returncode == 0, timed.stderr
+        # What a token costs is known from the first answer on.
+        said = re.findall(r"^(\d+) of 36 visual tokens, first token after ", timed.stdout, re.MULTILINE)
+        assert said == ["36", kept], timed.stdout
     assert len((example / "ask.cpp").read_text().splitlines()) <= 60
 
 

@@ -21,8 +21,9 @@ WORDS = [*" ".join(CORPUS).split(), "Größe", "猫", "🙂", "1234", "…", "x"
 NUM_REQUESTS = 30
 
 # Of the fixtures of conftest.py: probe rows with a guide, merged tokens and rows numbered anew, two methods, tokens
-# dropped while the answer is generated, a tower that drops, half precision with a threshold, nothing.
-FIXTURES = ("ivtp", "sparsevlm", "combined", "dyrate", "cdpruner", "tower", "atp_float16", "unpruned")
+# dropped while the answer is generated, scores that no pruner looks at, a tower that drops, half precision with a
+# threshold, nothing.
+FIXTURES = ("ivtp", "sparsevlm", "combined", "dyrate", "host", "cdpruner", "tower", "atp_float16", "unpruned")
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ class Machine:
         """Answers of one session."""
         ask_many = self.programs.built.folder / "tests" / "ask_many"
         text = "\n".join(map(json.dumps, requests))
-        ran = self.run(ask_many, bundle, threads, 1, "tensorrt", text=text)
+        ran = self.run(ask_many, bundle, threads, 1, "", "tensorrt", text=text)
         return [json.loads(line) for line in ran.stdout.splitlines()]
 
     def refused(self, bundle: Path, images: list[str]) -> str:

@@ -37,7 +37,8 @@ typedef enum edgeprune_status {
   EDGEPRUNE_ERROR_PROMPT = 4,   /* the prompt cannot be answered, an option is out of range */
   EDGEPRUNE_ERROR_BACKEND = 5,  /* ONNX Runtime or TensorRT is missing, or cannot run a graph here */
   EDGEPRUNE_ERROR_MEMORY = 6,   /* no memory */
-  EDGEPRUNE_ERROR_INTERNAL = 7  /* a bug */
+  EDGEPRUNE_ERROR_INTERNAL = 7, /* a bug */
+  EDGEPRUNE_ERROR_PRUNING = 8   /* a pruner failed, keeps what is not there, or has no site in the bundle */
 } edgeprune_status;
 
 typedef struct edgeprune_session edgeprune_session;
@@ -51,6 +52,35 @@ EDGEPRUNE_API int32_t edgeprune_abi_version(void);
 /* What went wrong in the last call of this thread that failed. Valid until this thread's next call; never NULL. */
 EDGEPRUNE_API const char* edgeprune_last_error(void);
 
+/* ---- pruners ---- */
+
+/* The visual tokens that have reached a pruning site, in the order of the prompt. All of it is valid during the call. */
+typedef struct edgeprune_site_scores {
+  size_t struct_size;
+  const char* name;          /* "site0" … */
+  const char* place;         /* in words */
+  int64_t layer;             /* the decoder layer that it lies before, or inside of, 0-based */
+  int64_t num_tokens;        /* N */
+  const float* scores;       /* [N]: the higher, the more important */
+  const int64_t* slots;      /* [N]: which tokens they are, as edgeprune_site.indices names them */
+  const int64_t* places;     /* [N, 6]: picture, grid, row, column, rows and columns of that grid */
+  const int64_t* own_choice; /* the indices (0 to N-1) that the bundle itself would keep, ascending */
+  int64_t num_own_choice;
+  double elapsed_ms;         /* since the answer began */
+} edgeprune_site_scores;
+
+/* Chooses the visual tokens that stay behind a site, in the place of the bundle: writes their indices (0 to N-1, each
+ * once, in any order) to `keep`, which has room for N, and returns how many, at least 1. Text always stays. Anything
+ * negative, such as EDGEPRUNE_PRUNER_FAILED, ends the answer with EDGEPRUNE_ERROR_PRUNING; so does a choice that is none.
+ * It is called on the thread that asked, by several threads at once where they share a session, and must not throw. */
+typedef int64_t (*edgeprune_pruner)(const edgeprune_site_scores* site, int64_t* keep, void* user);
+
+#define EDGEPRUNE_PRUNER_FAILED (-1)
+
+/* Writes the indices of the `count` highest of `num_tokens` scores (at least 1, at most all of them) to `keep`, ascending,
+ * and returns how many: what a pruner may return. Equals go to the lower index, NaN is the lowest, as in the graphs. */
+EDGEPRUNE_API int64_t edgeprune_keep_highest(const float* scores, int64_t num_tokens, int64_t count, int64_t* keep);
+
 /* ---- sessions ---- */
 
 typedef struct edgeprune_session_options {
@@ -60,6 +90,8 @@ typedef struct edgeprune_session_options {
   int32_t threads;             /* of an operator in ONNX Runtime; 0 lets it choose */
   const char* runtime_library; /* the backend's library; NULL looks at EDGEPRUNE_ONNXRUNTIME or EDGEPRUNE_TENSORRT, then
                                   where the linker looks */
+  edgeprune_pruner pruner;     /* chooses at the sites that give their scores (method "host"); NULL leaves it to the bundle */
+  void* pruner_user;           /* handed to it; both are kept until the session is closed */
 } edgeprune_session_options;
 
 EDGEPRUNE_API void edgeprune_session_options_init(edgeprune_session_options* options);

@@ -2,10 +2,12 @@
 #ifndef EDGEPRUNE_EDGEPRUNE_HPP
 #define EDGEPRUNE_EDGEPRUNE_HPP
 
+#include <algorithm>
 #include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -133,6 +135,37 @@ class Reply {
   std::unique_ptr<edgeprune_answer, Release> handle_;
 };
 
+// Where a visual token stands in its picture.
+struct Place {
+  int64_t picture, grid, row, column;
+  int64_t rows, columns;  // of the grid
+};
+
+// The visual tokens that have reached a pruning site, in the order of the prompt.
+struct SiteScores {
+  std::string name;
+  std::string place;  // in words
+  int64_t layer = 0;
+  std::vector<float> scores;
+  std::vector<int64_t> slots;
+  std::vector<Place> places;
+  std::vector<int64_t> own_choice;  // the indices that the bundle itself would keep
+  double elapsed_ms = 0;            // since the answer began
+
+  // Indices of the `count` highest scores (at least 1, at most all), ascending.
+  std::vector<int64_t> highest(int64_t count) const {
+    std::vector<int64_t> keep(scores.size());
+    const int64_t found = edgeprune_keep_highest(scores.data(), static_cast<int64_t>(scores.size()), count, keep.data());
+    if (found < 0) throw std::bad_alloc();
+    keep.resize(static_cast<size_t>(found));
+    return keep;
+  }
+};
+
+// Returns the indices of the visual tokens that stay: at least one, each once, in any order. Threads that share a session
+// call it at once. What it throws, ask() throws.
+using Pruner = std::function<std::vector<int64_t>(const SiteScores& site)>;
+
 // Takes a piece of the answer; false ends it there. What it throws, ask() throws.
 using OnPiece = std::function<bool(std::string_view piece)>;
 
@@ -143,6 +176,7 @@ class VisionSession {
     std::string provider = "cpu";
     int threads = 0;              // of an operator in ONNX Runtime; 0 lets it choose
     std::string runtime_library;  // empty looks for it
+    Pruner pruner;                // chooses at the sites that give their scores; empty leaves it to the bundle
     std::string backend = "onnxruntime";  // or "tensorrt"
   };
 
@@ -154,6 +188,11 @@ class VisionSession {
     options.provider = settings.provider.c_str();
     options.threads = settings.threads;
     options.runtime_library = settings.runtime_library.empty() ? nullptr : settings.runtime_library.c_str();
+    if (settings.pruner) {
+      pruner_ = std::make_unique<Pruner>(settings.pruner);
+      options.pruner = &prune;
+      options.pruner_user = pruner_.get();
+    }
     edgeprune_session* made = nullptr;
     check(edgeprune_session_open(bundle.c_str(), &options, &made));
     handle_.reset(made);
@@ -176,11 +215,13 @@ class VisionSession {
     raw.stop = stop.data();
     raw.num_stop = stop.size();
     Stream stream{&on_piece, nullptr};
+    pruner_thrown() = nullptr;
     edgeprune_answer* made = nullptr;
     const edgeprune_status status = edgeprune_ask(handle_.get(), pictures.data(), pictures.size(), prompt.c_str(), &raw,
                                                   on_piece ? &Stream::pass_on : nullptr, &stream, &made);
     std::optional<Reply> reply;
     if (status == EDGEPRUNE_OK) reply.emplace(made);
+    if (std::exception_ptr thrown = std::exchange(pruner_thrown(), nullptr)) std::rethrow_exception(thrown);
     if (stream.thrown) std::rethrow_exception(stream.thrown);
     check(status);
     return std::move(*reply);
@@ -206,6 +247,36 @@ class VisionSession {
     }
   };
 
+  // The pruner is called on the thread that asks: what it throws waits there.
+  static std::exception_ptr& pruner_thrown() {
+    static thread_local std::exception_ptr thrown;
+    return thrown;
+  }
+  static int64_t prune(const edgeprune_site_scores* raw, int64_t* keep, void* user) noexcept {
+    try {
+      SiteScores site;
+      site.name = raw->name;
+      site.place = raw->place;
+      site.layer = raw->layer;
+      site.scores.assign(raw->scores, raw->scores + raw->num_tokens);
+      site.slots.assign(raw->slots, raw->slots + raw->num_tokens);
+      for (int64_t token = 0; token < raw->num_tokens; ++token) {
+        const int64_t* place = raw->places + 6 * token;
+        site.places.push_back({place[0], place[1], place[2], place[3], place[4], place[5]});
+      }
+      site.own_choice.assign(raw->own_choice, raw->own_choice + raw->num_own_choice);
+      site.elapsed_ms = raw->elapsed_ms;
+      const std::vector<int64_t> kept = (*static_cast<const Pruner*>(user))(site);
+      // What has no room is refused by its number.
+      std::copy_n(kept.begin(), std::min(kept.size(), site.scores.size()), keep);
+      return static_cast<int64_t>(kept.size());
+    } catch (...) {
+      pruner_thrown() = std::current_exception();
+      return EDGEPRUNE_PRUNER_FAILED;
+    }
+  }
+
+  std::unique_ptr<Pruner> pruner_;  // the session refers to it
   std::unique_ptr<edgeprune_session, Close> handle_;
 };
 

@@ -147,7 +147,7 @@ SiteEntry site_entry(const Json& data, const std::string& where) {
   entry.graph = fields.text("graph");
   entry.method = fields.text("method");
   entry.place = fields.text("place");
-  fields.integer("layer");
+  entry.layer = fields.integer("layer");
   fields.flag("before_mlp");
   entry.keep_per_image = fields.optional_integer("keep_per_image");
   entry.keep_share = fields.optional_number("keep_share");

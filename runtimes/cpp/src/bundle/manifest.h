@@ -65,6 +65,7 @@ struct SiteEntry {
   std::string graph;
   std::string method;
   std::string place;
+  int64_t layer = 0;
   std::optional<int64_t> keep_per_image;
   std::optional<double> keep_share;
   Numbering positions = Numbering::original;

@@ -53,9 +53,10 @@ TensorMap selected(const std::vector<TensorEntry>& entries, const TensorMap& ava
 
 }  // namespace
 
-GraphChain::GraphChain(const Bundle& bundle, Backend& backend)
+GraphChain::GraphChain(const Bundle& bundle, Backend& backend, Pruner pruner)
     : manifest_(bundle.manifest()),
       backend_(backend),
+      pruner_(std::move(pruner)),
       type_(data_type(bundle.manifest().dtype)),
       image_token_id_(bundle.manifest().prompt.at("image_token_id").get<int64_t>()),
       numberings_(segment_numberings(bundle.manifest().sites)) {
@@ -263,6 +264,10 @@ SequenceLayout GraphChain::drop(size_t index, const SequenceLayout& layout, Tens
       const Stopwatch::Lap waiting(watch, "wait." + site.graph);
       num_rows = integers(among(chosen, names::kKeepCount)).at(0);
     }
+    if (const auto rows = pruner_choice(site, layout, chosen, among(state, names::kVisualSlots), num_rows, watch)) {
+      chosen[names::kKeepIndices] = int64_tensor(*rows);
+      num_rows = static_cast<int64_t>(rows->size());
+    }
     if (num_rows < layout.num_text_rows() || num_rows > among(chosen, names::kKeepIndices).shape.at(0)) {
       throw BackendError("the graph '" + site.graph + "' keeps rows that there are none of: export the bundle again");
     }
@@ -302,6 +307,27 @@ SequenceLayout GraphChain::drop(size_t index, const SequenceLayout& layout, Tens
   SequenceLayout after = layout.keep(num_rows);
   sequence.drops.push_back({layout.num_visual(), after.num_visual(), among(state, names::kVisualSlots)});
   return after;
+}
+
+// The rows that the pruner keeps; none where the site's own choice of `num_rows` holds.
+std::optional<std::vector<int64_t>> GraphChain::pruner_choice(const SiteEntry& site, const SequenceLayout& layout,
+                                                              const TensorMap& chosen, const Tensor& visual_slots,
+                                                              int64_t num_rows, Stopwatch& watch) const {
+  const Tensor* scores = find(chosen, names::kScores);
+  if (!pruner_ || scores == nullptr || layout.visual() == nullptr || layout.num_visual() == 0) return std::nullopt;
+  std::vector<float> values;
+  std::vector<int64_t> slots, own_rows;
+  {
+    const Stopwatch::Lap waiting(watch, "wait." + site.graph);
+    const Tensor host = backend_.download(*scores);
+    if (host.type != DataType::float32) throw BackendError("the graph '" + site.graph + "' gives scores of another type: export the bundle again");
+    values.assign(host.data<float>(), host.data<float>() + element_count(host.shape));
+    slots = integers(visual_slots);
+    own_rows = integers(among(chosen, names::kKeepIndices));
+    if (num_rows >= 0 && num_rows < static_cast<int64_t>(own_rows.size())) own_rows.resize(static_cast<size_t>(num_rows));
+  }
+  const Stopwatch::Lap lap(watch, "pruner." + site.graph);
+  return choose_rows(pruner_, site, *layout.visual(), values, slots, own_rows, watch.elapsed_ms());
 }
 
 // Decides the rate of a generated token, and drops rows from the caches behind the site if it has grown.

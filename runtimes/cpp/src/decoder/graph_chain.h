@@ -10,6 +10,7 @@
 #include "backend.h"
 #include "bundle/bundle.h"
 #include "decoder/eviction.h"
+#include "decoder/host_pruner.h"
 #include "decoder/kv_cache.h"
 #include "decoder/sequence_layout.h"
 #include "decoder/stopwatch.h"
@@ -55,8 +56,9 @@ struct Sequence {
 
 class GraphChain {
  public:
-  // Opens every graph. The bundle and the backend outlive the chain. Throws BackendError.
-  GraphChain(const Bundle& bundle, Backend& backend);
+  // Opens every graph. The bundle and the backend outlive the chain. The pruner chooses at the sites that let the host
+  // choose; without one they do. Throws BackendError.
+  GraphChain(const Bundle& bundle, Backend& backend, Pruner pruner);
 
   // Runs the vision tower: says how many visual tokens each picture brings into the prompt.
   TowerOutput encode_pictures(const PreparedPictures& pictures, Stopwatch& watch) const;
@@ -79,11 +81,14 @@ class GraphChain {
   TensorMap run_segment(size_t index, const TensorMap& state, SegmentCache& cache, int64_t num_new) const;
   SequenceLayout drop(size_t index, const SequenceLayout& layout, TensorMap& state, const TensorMap& outputs,
                       Sequence& sequence, Stopwatch& watch) const;
+  std::optional<std::vector<int64_t>> pruner_choice(const SiteEntry& site, const SequenceLayout& layout, const TensorMap& chosen,
+                                                    const Tensor& visual_slots, int64_t num_rows, Stopwatch& watch) const;
   void evict(const TensorMap& outputs, Sequence& sequence, Stopwatch& watch) const;
   Tensor logits(const TensorMap& outputs, Stopwatch& watch) const;
 
   const Manifest& manifest_;
   Backend& backend_;
+  Pruner pruner_;
   std::map<std::string, std::unique_ptr<Graph>> graphs_;
   DataType type_;
   int64_t image_token_id_;

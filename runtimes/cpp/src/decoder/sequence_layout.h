@@ -23,6 +23,8 @@ class SequenceLayout {
   int64_t num_rows() const { return num_rows_; }
   int64_t num_text_rows() const { return num_text_rows_; }
   int64_t num_visual() const { return num_visual_; }
+  // Null for a prompt without pictures.
+  const VisualLayout* visual() const { return visual_; }
   int64_t num_images() const { return visual_ == nullptr ? 0 : visual_->num_images(); }
 
   // The layout after a site that left so many rows.

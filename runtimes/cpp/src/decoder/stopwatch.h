@@ -1,4 +1,4 @@
-// Milliseconds by name.
+// Milliseconds by name, of an answer that begins when the watch is made.
 #pragma once
 
 #include <chrono>
@@ -10,6 +10,8 @@ namespace edgeprune {
 
 class Stopwatch {
  public:
+  using Clock = std::chrono::steady_clock;
+
   // Adds the time of its life to a name.
   class Lap {
    public:
@@ -19,7 +21,6 @@ class Stopwatch {
     Lap& operator=(const Lap&) = delete;
 
    private:
-    using Clock = std::chrono::steady_clock;
     Stopwatch& watch_;
     std::string name_;
     Clock::time_point start_;
@@ -40,11 +41,14 @@ class Stopwatch {
     }
     return 0;
   }
+  // Since the answer began.
+  double elapsed_ms() const { return std::chrono::duration<double, std::milli>(Clock::now() - started_).count(); }
   // In the order in which they ended first.
   const std::vector<std::pair<std::string, double>>& entries() const { return entries_; }
 
  private:
   std::vector<std::pair<std::string, double>> entries_;
+  Clock::time_point started_ = Clock::now();
 };
 
 }  // namespace edgeprune

@@ -18,6 +18,7 @@ constexpr const char* kPositionIds = "position_ids";
 constexpr const char* kVisualSlots = "visual_slots";
 constexpr const char* kKeepIndices = "keep_indices";
 constexpr const char* kKeepCount = "keep_count";
+constexpr const char* kScores = "scores";
 constexpr const char* kNumKeep = "num_keep";
 constexpr const char* kTextRows = "text_rows";
 constexpr const char* kPromptSlots = "prompt_slots";
