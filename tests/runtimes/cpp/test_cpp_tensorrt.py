@@ -64,11 +64,18 @@ class Machine:
         assert ran.returncode in (0, 1, 2), ran.stderr[-3000:]
         return ran
 
-    def ask(self, bundle: Path, requests: list[dict[str, Any]], threads: int = 1) -> list[dict[str, Any]]:
+    def ask(
+        self,
+        bundle: Path,
+        requests: list[dict[str, Any]],
+        threads: int = 1,
+        pruner: str = "",
+        backend: str = "tensorrt",
+    ) -> list[dict[str, Any]]:
         """Answers of one session."""
         ask_many = self.programs.built.folder / "tests" / "ask_many"
         text = "\n".join(map(json.dumps, requests))
-        ran = self.run(ask_many, bundle, threads, 1, "", "tensorrt", text=text)
+        ran = self.run(ask_many, bundle, threads, 1, pruner, backend, text=text)
         return [json.loads(line) for line in ran.stdout.splitlines()]
 
     def refused(self, bundle: Path, images: list[str]) -> str:
@@ -179,6 +186,16 @@ def test_numbers_on_the_device_and_on_the_host(machine, combined_bundle, tmp_pat
 def test_half_precision(machine, atp_float16_bundle, tmp_path, pictures):
     bundle = shutil.copytree(atp_float16_bundle, tmp_path / "bundle")
     compare(machine, with_engines(bundle), pictures, tokens=6)
+
+
+@needs_headers
+def test_a_pruner_of_the_program_chooses(machine, host_bundle, tmp_path, pictures):
+    bundle = with_engines(shutil.copytree(host_bundle, tmp_path / "bundle"))
+    asked = requests_about(pictures, 4)
+    found = machine.ask(bundle, asked, pruner="third")
+    expected = machine.ask(bundle, asked, pruner="third", backend="onnxruntime")
+    assert essence(found) == essence(expected)
+    assert essence(found) != essence(machine.ask(bundle, asked))
 
 
 def between(notes: list[str], first: str, last: str) -> list[str]:

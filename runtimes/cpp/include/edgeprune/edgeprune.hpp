@@ -177,7 +177,8 @@ class VisionSession {
     int threads = 0;              // of an operator in ONNX Runtime; 0 lets it choose
     std::string runtime_library;  // empty looks for it
     Pruner pruner;                // chooses at the sites that give their scores; empty leaves it to the bundle
-    std::string backend = "onnxruntime";  // or "tensorrt"
+    // Or "tensorrt", with the engines that the bundle holds.
+    std::string backend = "onnxruntime";
   };
 
   explicit VisionSession(const std::string& bundle) : VisionSession(bundle, Settings()) {}
