@@ -15,7 +15,7 @@ TEST_PROCESSES ?= 2
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test lint types format unit kernels plugin cpp cpp-sanitize cpp-fuzz cross-jetson test-gpu clean
+.PHONY: help demo test lint types format unit kernels plugin cpp cpp-sanitize cpp-fuzz cpp-tensorrt cross-jetson test-gpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,11 @@ cpp-sanitize: $(STAMP) ## Run the C++ library's tests with AddressSanitizer and 
 cpp-fuzz: $(STAMP) ## Fuzz the C++ library's readers, three targets for FUZZ_SECONDS each; needs clang
 	@test -f $(DEMO)/manifest.json || $(BIN)/edgeprune export $(EXAMPLE)/checkpoint -o $(DEMO)
 	$(BIN)/python -m edgeprune.runtimes.cpp.fuzzing $(DEMO) --seconds $(FUZZ_SECONDS)
+
+cpp-tensorrt: $(STAMP) ## Build and test the C++ TensorRT backend on a double; TENSORRT_ROOT="DIR …" names headers
+	@set -e; for root in $(or $(TENSORRT_ROOT),""); do \
+		TENSORRT_ROOT="$$root" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/runtimes/cpp/test_cpp_tensorrt.py; \
+	done
 
 cross-jetson: $(STAMP) ## Pack the C++ runtime for Jetson into out/jetson; TENSORRT_ROOT=DIR names headers
 	$(BIN)/python -m edgeprune.runtimes.jetson.package

@@ -3,28 +3,8 @@
 # Of TensorRT only headers are needed: nothing of it is linked, so one library serves every TensorRT, and TensorRT for
 # RTX, whose major version is that of the headers.
 option(EDGEPRUNE_WARNINGS_ARE_ERRORS "Refuse warnings in the plugins' sources" OFF)
-set(TENSORRT_FOLDERS /usr/include/${CMAKE_SYSTEM_PROCESSOR}-linux-gnu /usr/include /usr/local/tensorrt/include)
-set(TENSORRT_WHERE "a JetPack has them, NVIDIA's package libnvinfer-headers-dev and an unpacked "
-  "TensorRT: give its folder with -DTENSORRT_ROOT= or the variable TENSORRT_ROOT")
-string(CONCAT TENSORRT_WHERE ${TENSORRT_WHERE})
-
-# What was found belongs to the folder that was given then.
-if(NOT "${TENSORRT_ROOT}" STREQUAL "${EDGEPRUNE_TENSORRT_SEARCHED}")
-  unset(EDGEPRUNE_TENSORRT_INCLUDE CACHE)
-endif()
-set(EDGEPRUNE_TENSORRT_SEARCHED "${TENSORRT_ROOT}" CACHE INTERNAL "TENSORRT_ROOT of the search for headers")
-if(TENSORRT_ROOT)
-  # Only there: headers of another version must not step in.
-  find_path(EDGEPRUNE_TENSORRT_INCLUDE NvInferRuntime.h NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH
-    PATHS ${TENSORRT_ROOT} PATH_SUFFIXES include include/${CMAKE_SYSTEM_PROCESSOR}-linux-gnu)
-  if(NOT EDGEPRUNE_TENSORRT_INCLUDE)
-    message(FATAL_ERROR "edgeprune_tensorrt: TENSORRT_ROOT is ${TENSORRT_ROOT}, which has no include/NvInferRuntime.h: "
-      "give the folder of a TensorRT that has it")
-  endif()
-else()
-  find_path(EDGEPRUNE_TENSORRT_INCLUDE NvInferRuntime.h NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH
-    PATHS ${TENSORRT_FOLDERS})
-endif()
+set(TENSORRT_FOR edgeprune_tensorrt)
+include(${CMAKE_CURRENT_LIST_DIR}/find_tensorrt.cmake)
 
 if(NOT EDGEPRUNE_TENSORRT_INCLUDE)
   if(EDGEPRUNE_TENSORRT STREQUAL AUTO)
@@ -34,11 +14,6 @@ if(NOT EDGEPRUNE_TENSORRT_INCLUDE)
   message(FATAL_ERROR "edgeprune_tensorrt: TensorRT's headers (NvInferRuntime.h) were not found; ${TENSORRT_WHERE}")
 endif()
 
-file(STRINGS ${EDGEPRUNE_TENSORRT_INCLUDE}/NvInferVersion.h TENSORRT_VERSION_LINES
-  REGEX "define (NV_TENSORRT|TRT)_(MAJOR|MINOR)(_ENTERPRISE)? [0-9]+")
-string(REGEX REPLACE ".*MAJOR[A-Z_]* ([0-9]+).*" "\\1" TENSORRT_MAJOR "${TENSORRT_VERSION_LINES}")
-string(REGEX REPLACE ".*MINOR[A-Z_]* ([0-9]+).*" "\\1" TENSORRT_MINOR "${TENSORRT_VERSION_LINES}")
-set(TENSORRT_FOUND_VERSION ${TENSORRT_MAJOR}.${TENSORRT_MINOR})
 if(TENSORRT_FOUND_VERSION VERSION_LESS 10.0 OR NOT TENSORRT_MAJOR)
   message(FATAL_ERROR "edgeprune_tensorrt: the headers in ${EDGEPRUNE_TENSORRT_INCLUDE} are of TensorRT "
     "${TENSORRT_FOUND_VERSION}; plugins of version 3 need 10.0 or newer: give another with -DTENSORRT_ROOT=")

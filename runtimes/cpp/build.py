@@ -1,10 +1,11 @@
 """Building the C++ library with CMake.
 
-``python -m edgeprune.runtimes.cpp.build [--output DIR] [--sanitize] [--tests] [--fetch-only]``
+``python -m edgeprune.runtimes.cpp.build [--output DIR] [--tensorrt-root DIR] [--sanitize] [--tests] [--fetch-only]``
 
 Needs a C++17 compiler. The header-only libraries come through pip, pinned by hash (``dependencies.txt``), unless they
-are in ``DIR/dependencies`` already. ONNX Runtime is opened when the library runs. ``runtimes/jetson`` compiles across
-with the same function.
+are in ``DIR/dependencies`` already. ONNX Runtime is opened when the library runs. The TensorRT backend is built where
+TensorRT's headers are: of a JetPack, of NVIDIA's packages, or of the folder that ``--tensorrt-root`` or the variable
+``TENSORRT_ROOT`` names. ``runtimes/jetson`` compiles across with the same function.
 """
 
 import argparse
@@ -76,6 +77,7 @@ def build(
     tests: bool = False,
     machine: str | None = None,
     options: Sequence[str] = (),
+    tensorrt_root: Path | None = None,
     jobs: int = 2,
 ) -> CppLibrary:
     """Fetch, configure and build; what is up to date in ``folder`` is kept.
@@ -86,6 +88,8 @@ def build(
         tests: Whether to build the tests, too.
         machine: "aarch64" on another machine to compile across, with g++-aarch64-linux-gnu.
         options: More of CMake's, such as "-DEDGEPRUNE_JPEG=OFF".
+        tensorrt_root: Folder of the TensorRT whose headers are used; else those that the build folder has used before,
+            or the system's.
         jobs: Files compiled at a time.
 
     Raises:
@@ -99,6 +103,8 @@ def build(
         *options,
         *(cross_options(machine) if machine is not None else []),
     ]
+    if tensorrt_root is not None:
+        given.append(f"-DTENSORRT_ROOT={tensorrt_root.resolve()}")
     _run([cmake, "-S", str(SOURCES), "-B", str(folder), *given])
     _run([cmake, "--build", str(folder), "--parallel", str(jobs)])
     return CppLibrary(folder / "libedgeprune.so", folder / "edgeprune-run", folder)
@@ -117,7 +123,7 @@ def build_fuzzers(folder: Path, *, jobs: int = 2) -> dict[str, Path]:
     Raises:
         BackendError: clang or another tool is missing, or a file does not compile.
     """
-    cmake = _cmake()
+    cmake = cmake_program()
     compilers = {
         language: shutil.which(program) for language, program in (("C", "clang"), ("CXX", "clang++"))
     }
@@ -193,6 +199,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Build the C++ library.")
     parser.add_argument("--output", type=Path, default=Path("out/cpp"), help="build folder")
+    parser.add_argument("--tensorrt-root", type=Path, help="folder of a TensorRT with its headers")
     parser.add_argument("--sanitize", action="store_true", help="with sanitizers")
     parser.add_argument("--tests", action="store_true", help="the tests, too")
     parser.add_argument(
@@ -203,7 +210,12 @@ def main() -> None:
         if arguments.fetch_only:
             sys.stdout.write(f"{fetch(arguments.output / 'dependencies')}\n")
             return
-        built = build(arguments.output, sanitize=arguments.sanitize, tests=arguments.tests)
+        built = build(
+            arguments.output,
+            sanitize=arguments.sanitize,
+            tests=arguments.tests,
+            tensorrt_root=arguments.tensorrt_root,
+        )
     except BackendError as error:
         sys.exit(f"edgeprune: {error}")
     sys.stdout.write(f"{built.library}\n{built.runner}\n")

@@ -24,9 +24,11 @@ Options:
   --stop TEXT               Text that ends the answer; repeatable.
   --stream                  Print the answer while it is generated.
   --json                    Print text, token ids, kept tokens and timings as JSON.
-  --provider TEXT           cpu or cuda.  [default: cpu]
-  --threads INTEGER         Threads of an operator.
-  --runtime-library PATH    ONNX Runtime's library, if not where the linker or EDGEPRUNE_ONNXRUNTIME says.
+  --backend TEXT            onnxruntime, or tensorrt with the engines of edgeprune build.  [default: onnxruntime]
+  --provider TEXT           Of ONNX Runtime: cpu or cuda.  [default: cpu]
+  --threads INTEGER         Of ONNX Runtime: threads of an operator.
+  --runtime-library PATH    The backend's library, if not where the linker, EDGEPRUNE_ONNXRUNTIME or EDGEPRUNE_TENSORRT
+                            says.
   --version                 Show the version and exit.
   -h, --help                Show this message and exit.
 )";
@@ -103,6 +105,8 @@ Arguments parse(const std::vector<std::string>& words) {
       found.stream = true;
     } else if (word == "--json") {
       found.json = true;
+    } else if (word == "--backend") {
+      found.settings.backend = value();
     } else if (word == "--provider") {
       found.settings.provider = value();
     } else if (word == "--threads") {

@@ -59,8 +59,8 @@ BackendOptions fitting(BackendOptions options, const Manifest& manifest) {
 Session::Session(const std::filesystem::path& bundle, const BackendOptions& options, Pruner pruner)
     : bundle_(bundle),
       preprocessing_(preprocessing_from_json(bundle_.manifest().preprocessing)),
-      prompts_(bundle_),
-      backend_(open_backend(fitting(options, bundle_.manifest()))) {
+      backend_(open_backend(fitting(options, bundle_.manifest()))),
+      prompts_(bundle_, backend_->longest_sequence(bundle_)) {
   if (pruner) check_takes_pruner(bundle_.manifest());
   const auto& probe = bundle_.manifest().probe;
   if (probe && probe->guide_tokenizer) {

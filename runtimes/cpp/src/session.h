@@ -58,9 +58,9 @@ class Session {
  private:
   Bundle bundle_;
   std::unique_ptr<PicturePreprocessing> preprocessing_;
+  std::unique_ptr<Backend> backend_;
   PromptEncoder prompts_;
   std::unique_ptr<GuideEncoder> guide_;
-  std::unique_ptr<Backend> backend_;
   std::unique_ptr<GraphChain> chain_;
 };
 

@@ -1,6 +1,6 @@
 // Opens a bundle once and answers the requests that stand line by line in the input, through the public interface.
 //
-// ask_many BUNDLE [THREADS [REPEAT [PRUNER]]]: a line is {"images": [paths], "prompt": …, options …}; the answer is a line of what
+// ask_many BUNDLE [THREADS [REPEAT [PRUNER [BACKEND]]]]: a line is {"images": [paths], "prompt": …, options …}; the answer is a line of what
 // edgeprune-run --json prints, or {"error": …, "status": …}. With "cancel_after", the answer is ended after so many pieces.
 // With a PRUNER (pruners.h), the line also says what it has "seen".
 // With several THREADS, each of them answers every request; the lines of the first one are printed if all agree.
@@ -68,8 +68,9 @@ int main(int count, char** values) {
   const int repeat = count > 3 ? std::atoi(values[3]) : 1;
   try {
     edgeprune::VisionSession::Settings settings;
-    settings.threads = 1;
-    if (count > 4) settings.pruner = pruners::named(values[4]);
+    if (count > 4 && *values[4] != '\0') settings.pruner = pruners::named(values[4]);
+    if (count > 5) settings.backend = values[5];
+    if (settings.backend == "onnxruntime") settings.threads = 1;
     const edgeprune::VisionSession session(values[1], settings);
     std::vector<Json> requests;
     for (std::string line; std::getline(std::cin, line);) requests.push_back(Json::parse(line));

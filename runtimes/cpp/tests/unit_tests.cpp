@@ -1,6 +1,8 @@
 // What needs no bundle and no Python: published test vectors, edges, hostile input.
 #include <cstdio>
 #include <functional>
+#include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -14,6 +16,8 @@
 #include "numbers.h"
 #include "pictures/picture_file.h"
 #include "tensor.h"
+#include "tensorrt/device_arena.h"
+#include "tensorrt/engine_choice.h"
 #include "text/chat_template.h"
 #include "text/regex.h"
 #include "text/tokenizer.h"
@@ -169,6 +173,61 @@ void deep_or_wrong_json_is_refused() {
   for (const char* name : {"a", "b", "c"}) expect_thrown<BundleError>([&] { object.integer(name); }, "expected int");
 }
 
+// The sizes are those that edgeprune.runtimes.device_arena gives.
+void device_memory_is_used_again() {
+  const std::vector<std::pair<size_t, size_t>> sizes = {{0, 256},     {256, 256},       {257, 512},
+                                                        {5000, 5120}, {100000, 106496}, {3000001, 3145728}};
+  for (const auto& [size, block] : sizes) expect(block_bytes(size) == block, std::to_string(size));
+  size_t used = 0, mallocs = 0;
+  std::map<void*, size_t> blocks;
+  const auto malloc = [&](size_t size) -> void* {
+    if (used + size > 1024) return nullptr;
+    used += size;
+    void* address = reinterpret_cast<void*>(++mallocs << 12);
+    blocks[address] = size;
+    return address;
+  };
+  const auto free = [&](void* address) { used -= blocks.at(address); };
+  {
+    const auto pool = std::make_shared<MemoryPool>(malloc, free);
+    const void* first = pool->allocate(200).get();
+    expect(pool->allocate(250).get() == first && mallocs == 1, "a block that came back is used again");
+    const auto held = pool->allocate(512);
+    // 256 are unused in another size, and this needs them.
+    const auto other = pool->allocate(512);
+    expect(used == 1024 && mallocs == 3, "what is unused in other sizes is freed");
+    expect_thrown<BackendError>([&] { pool->allocate(1); }, "the GPU has no 1 MiB left");
+  }
+  expect(used == 0, "a pool frees what it holds");
+  const auto pool = std::make_shared<MemoryPool>(malloc, free);
+  Arena arena(pool);
+  arena.reserve(300);
+  const void* small = arena.block().get();
+  arena.reserve(200);
+  expect(arena.block().get() == small && arena.size() == 512, "the arena is what the hungriest engine needs");
+  arena.reserve(600);
+  expect(arena.block().get() != small && arena.size() == 768, "it grows when a hungrier one comes");
+}
+
+void engines_run_with_the_version_that_built_them() {
+  expect(is_version("10.3.0.26", "10.3.0") && is_version("10.3.0.26", "10.3.0.26"), "equal");
+  for (const char* other : {"10.3.0.27", "10.3.1", "1", "10.3.0.26.1", ""}) expect(!is_version("10.3.0.26", other), other);
+}
+
+void the_smallest_profile_that_fits_is_chosen() {
+  const std::vector<ProfileEntry> profiles = {{"all", {{"sequence", {1, 64, 512}}, {"past", {0, 0, 512}}}},
+                                              {"prefill", {{"sequence", {1, 64, 512}}, {"past", {0, 0, 0}}}},
+                                              {"decode", {{"sequence", {1, 1, 2}}, {"past", {1, 64, 512}}}}};
+  expect(choose_profile("segment0", profiles, {{"sequence", 100}, {"past", 0}}) == 1, "prefill");
+  expect(choose_profile("segment0", profiles, {{"sequence", 1}, {"past", 100}}) == 2, "decode");
+  expect(choose_profile("segment0", profiles, {{"sequence", 5}, {"past", 100}}) == 0, "neither");
+  expect_thrown<BackendError>([&] { choose_profile("segment0", profiles, {{"sequence", 513}, {"past", 0}}); },
+                              "segment0: sequence is 513, the engine was built for 1 … 512 or 1 … 2: build with a larger --max-sequence");
+  expect_thrown<BackendError>([&] { choose_profile("vision", {{"all", {{"tiles", {1, 1, 4}}}}}, {{"tiles", 9}}); },
+                              "a larger --max-images");
+  expect_thrown<BackendError>([&] { choose_profile("vision", profiles, {{"tiles", 9}}); }, "are not those of the graph");
+}
+
 }  // namespace
 
 int main() {
@@ -184,6 +243,9 @@ int main() {
       {"hostile templates are refused", hostile_templates_are_refused},
       {"damaged pictures are refused", damaged_pictures_are_refused},
       {"deep or wrong JSON is refused", deep_or_wrong_json_is_refused},
+      {"device memory is used again", device_memory_is_used_again},
+      {"engines run with the version that built them", engines_run_with_the_version_that_built_them},
+      {"the smallest profile that fits is chosen", the_smallest_profile_that_fits_is_chosen},
   };
   int failed = 0;
   for (const auto& [name, test] : tests) {

@@ -47,10 +47,10 @@ class Programs:
     built: CppLibrary
 
     def run(
-        self, program: str | Path, *arguments: object, text: str = ""
+        self, program: str | Path, *arguments: object, text: str = "", **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program with ONNX Runtime's library in sight."""
-        environment = os.environ | {"EDGEPRUNE_ONNXRUNTIME": str(find_onnxruntime())}
+        """Run a program with ONNX Runtime's library in sight, and with more variables."""
+        environment = os.environ | {"EDGEPRUNE_ONNXRUNTIME": str(find_onnxruntime())} | variables
         # ONNX Runtime keeps what it allocates once: only our own leaks count.
         suppressions = "print_suppressions=0:suppressions=" + str(Path(__file__).parent / "leaks.txt")
         environment |= {"LSAN_OPTIONS": suppressions, "UBSAN_OPTIONS": "print_stacktrace=1"}
@@ -88,16 +88,21 @@ class Programs:
 @pytest.fixture(scope="session")
 def cpp() -> Programs:
     """The library with its test programs; what does not compile fails, what cannot be had is named and skipped."""
+    return programs(OUTPUT)
+
+
+def programs(folder: Path, tensorrt_root: Path | None = None) -> Programs:
+    """The library with its test programs, built in a folder, with the headers of a TensorRT or the system's, if any."""
     if shutil.which("c++") is None and shutil.which("g++") is None:
         pytest.skip("no C++ compiler: install g++")
     if find_onnxruntime() is None:
         pytest.skip("no libonnxruntime.so in Python's onnxruntime: pip install onnxruntime")
-    with alone(OUTPUT):
+    with alone(folder):
         try:
-            fetch(OUTPUT / "dependencies")
+            fetch(folder / "dependencies")
         except BackendError as error:
             pytest.skip(f"the header-only libraries cannot be fetched: {' '.join(str(error).split())[-300:]}")
-        return Programs(build(OUTPUT, sanitize=SANITIZE, tests=True))
+        return Programs(build(folder, sanitize=SANITIZE, tests=True, tensorrt_root=tensorrt_root))
 
 
 @pytest.fixture(scope="session")

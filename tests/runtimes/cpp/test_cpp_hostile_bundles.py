@@ -207,7 +207,8 @@ def test_the_reader_knows_every_field_of_the_manifest():
         "SegmentEntry",
         "SiteEntry",
     )
-    kinds = [getattr(manifest, name) for name in (*entries, "ProbeEntry", "RateEntry")]
+    engines = ("EngineSetEntry", "EngineEntry", "ProfileEntry")
+    kinds = [getattr(manifest, name) for name in (*entries, *engines, "ProbeEntry", "RateEntry")]
     source = (Path(__file__).resolve().parents[3] / "runtimes/cpp/src/bundle/manifest.cpp").read_text()
     for kind in kinds:
         for field in dataclasses.fields(kind):

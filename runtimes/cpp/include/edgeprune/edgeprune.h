@@ -35,7 +35,7 @@ typedef enum edgeprune_status {
   EDGEPRUNE_ERROR_BUNDLE = 2,   /* the bundle is missing, damaged or of another format */
   EDGEPRUNE_ERROR_PICTURE = 3,  /* a picture is unusable */
   EDGEPRUNE_ERROR_PROMPT = 4,   /* the prompt cannot be answered, an option is out of range */
-  EDGEPRUNE_ERROR_BACKEND = 5,  /* ONNX Runtime is missing, or cannot run a graph here */
+  EDGEPRUNE_ERROR_BACKEND = 5,  /* ONNX Runtime or TensorRT is missing, or cannot run a graph here */
   EDGEPRUNE_ERROR_MEMORY = 6,   /* no memory */
   EDGEPRUNE_ERROR_INTERNAL = 7, /* a bug */
   EDGEPRUNE_ERROR_PRUNING = 8   /* a pruner failed, keeps what is not there, or has no site in the bundle */
@@ -85,10 +85,11 @@ EDGEPRUNE_API int64_t edgeprune_keep_highest(const float* scores, int64_t num_to
 
 typedef struct edgeprune_session_options {
   size_t struct_size;
-  const char* backend;         /* "onnxruntime" */
-  const char* provider;        /* "cpu" or "cuda" */
-  int32_t threads;             /* of an operator; 0 lets the backend choose */
-  const char* runtime_library; /* the backend's library; NULL looks at EDGEPRUNE_ONNXRUNTIME, then where the linker looks */
+  const char* backend;         /* "onnxruntime", or "tensorrt" with the engines that the bundle holds */
+  const char* provider;        /* of ONNX Runtime: "cpu" or "cuda" */
+  int32_t threads;             /* of an operator in ONNX Runtime; 0 lets it choose */
+  const char* runtime_library; /* the backend's library; NULL looks at EDGEPRUNE_ONNXRUNTIME or EDGEPRUNE_TENSORRT, then
+                                  where the linker looks */
   edgeprune_pruner pruner;     /* chooses at the sites that give their scores (method "host"); NULL leaves it to the bundle */
   void* pruner_user;           /* handed to it; both are kept until the session is closed */
 } edgeprune_session_options;

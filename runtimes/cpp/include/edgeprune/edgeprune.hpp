@@ -175,15 +175,18 @@ class VisionSession {
  public:
   struct Settings {
     std::string provider = "cpu";
-    int threads = 0;              // of an operator; 0 lets the backend choose
+    int threads = 0;              // of an operator in ONNX Runtime; 0 lets it choose
     std::string runtime_library;  // empty looks for it
     Pruner pruner;                // chooses at the sites that give their scores; empty leaves it to the bundle
+    // Or "tensorrt", with the engines that the bundle holds.
+    std::string backend = "onnxruntime";
   };
 
   explicit VisionSession(const std::string& bundle) : VisionSession(bundle, Settings()) {}
   VisionSession(const std::string& bundle, const Settings& settings) {
     edgeprune_session_options options;
     edgeprune_session_options_init(&options);
+    options.backend = settings.backend.c_str();
     options.provider = settings.provider.c_str();
     options.threads = settings.threads;
     options.runtime_library = settings.runtime_library.empty() ? nullptr : settings.runtime_library.c_str();

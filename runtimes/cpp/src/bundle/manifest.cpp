@@ -45,12 +45,17 @@ std::vector<TensorEntry> tensor_entries(const Json& list, const std::string& whe
     const std::string place = entry_place(where, index);
     const JsonObject fields(list[index], place, {"name", "dtype", "shape"});
     const Json& shape = fields.list("shape");
+    std::vector<Dimension> dimensions;
     for (size_t axis = 0; axis < shape.size(); ++axis) {
-      if (!shape[axis].is_string() && !shape[axis].is_number_integer()) {
+      if (shape[axis].is_string()) {
+        dimensions.push_back({shape[axis].get<std::string>(), 0});
+      } else if (shape[axis].is_number_integer()) {
+        dimensions.push_back({"", shape[axis].get<int64_t>()});
+      } else {
         refuse_json(entry_place(place + ".shape", axis), shape[axis], "int or str");
       }
     }
-    entries.push_back({fields.text("name"), fields.text("dtype")});
+    entries.push_back({fields.text("name"), fields.text("dtype"), std::move(dimensions)});
     const std::string& dtype = entries.back().dtype;
     if (dtype != "float32" && dtype != "float16" && dtype != "int64") {
       throw BundleError(place + ".dtype is '" + dtype + "', expected float32, float16 or int64");
@@ -174,6 +179,52 @@ RateEntry rate_entry(const Json& data, const std::string& where) {
   return entry;
 }
 
+ProfileEntry profile_entry(const Json& data, const std::string& where) {
+  const JsonObject fields(data, where, {"name", "ranges"});
+  ProfileEntry entry{fields.text("name"), {}};
+  const std::string place = fields.where("ranges");
+  for (const auto& [name, range] : fields.object("ranges").items()) {
+    const bool whole = range.is_array() && range.size() == 3 &&
+                       std::all_of(range.begin(), range.end(), [](const Json& size) {
+                         return size.is_number_unsigned() && size.get<uint64_t>() <= static_cast<uint64_t>(kLargestSize);
+                       });
+    if (!whole || range[0] > range[1] || range[1] > range[2]) {
+      refuse_json(place + "." + name, range, "three sizes, ascending");
+    }
+    entry.ranges[name] = {range[0].get<int64_t>(), range[1].get<int64_t>(), range[2].get<int64_t>()};
+  }
+  return entry;
+}
+
+EngineEntry engine_entry(const Json& data, const std::string& where) {
+  const JsonObject fields(data, where, {"file", "key", "onnx_sha256", "profiles", "seconds"});
+  fields.text("key");
+  fields.number("seconds");
+  EngineEntry entry{file_entry(fields.any("file"), fields.where("file")), fields.text("onnx_sha256"), {}};
+  const Json& profiles = fields.list("profiles");
+  for (size_t index = 0; index < profiles.size(); ++index) {
+    entry.profiles.push_back(profile_entry(profiles[index], entry_place(fields.where("profiles"), index)));
+  }
+  return entry;
+}
+
+EngineSetEntry engine_set_entry(const Json& data, const std::string& where) {
+  const JsonObject fields(data, where,
+                          {"key", "builder", "tensorrt_version", "sm", "precision", "plugin_version", "strategy",
+                           "strategy_bytes", "engines"});
+  for (const char* name : {"key", "precision", "strategy"}) fields.text(name);
+  fields.object("strategy_bytes");
+  EngineSetEntry entry;
+  entry.builder = fields.text("builder");
+  entry.tensorrt_version = fields.text("tensorrt_version");
+  entry.sm = fields.integer("sm");
+  if (!fields.is_null("plugin_version")) entry.plugin_version = fields.text("plugin_version");
+  for (const auto& [name, engine] : fields.object("engines").items()) {
+    entry.engines.emplace(name, engine_entry(engine, fields.where("engines") + "." + name));
+  }
+  return entry;
+}
+
 void check_whole(const Manifest& manifest) {
   std::vector<std::string> needed = {"vision", "projector", "embed"};
   for (const SegmentEntry& segment : manifest.segments) needed.push_back(segment.graph);
@@ -258,6 +309,11 @@ Manifest manifest_from_text(const std::string& text, const std::filesystem::path
   if (!fields.is_null("rate")) manifest.rate = rate_entry(fields.any("rate"), fields.where("rate"));
   for (const auto& [name, graph] : fields.object("graphs").items()) {
     manifest.graphs.emplace(name, graph_entry(graph, fields.where("graphs") + "." + name));
+  }
+  if (!fields.is_null("engines")) {
+    for (const auto& [target, engines] : fields.object("engines").items()) {
+      manifest.engines.emplace(target, engine_set_entry(engines, fields.where("engines") + "." + target));
+    }
   }
   if (!fields.is_null("quantization")) {
     manifest.is_float8 = has_float8(fields.any("quantization"), fields.where("quantization"));

@@ -21,9 +21,16 @@ struct FileEntry {
   int64_t bytes = 0;
 };
 
+// Of a tensor: a size, or the name of one that differs from run to run.
+struct Dimension {
+  std::string name;  // empty where the size is fixed
+  int64_t size = 0;
+};
+
 struct TensorEntry {
   std::string name;
   std::string dtype;
+  std::vector<Dimension> shape;
 };
 
 struct GraphEntry {
@@ -77,6 +84,32 @@ struct RateEntry {
   int64_t num_rates = 0;
 };
 
+// A range of sizes that an engine was built for.
+struct ProfileEntry {
+  struct Range {
+    int64_t least = 0, tuned_for = 0, greatest = 0;
+    bool holds(int64_t size) const { return least <= size && size <= greatest; }
+  };
+
+  std::string name;
+  std::map<std::string, Range> ranges;  // by dimension
+};
+
+struct EngineEntry {
+  FileEntry file;
+  std::string onnx_sha256;
+  std::vector<ProfileEntry> profiles;  // in the engine's order
+};
+
+// The engines of a target.
+struct EngineSetEntry {
+  std::string builder;  // "tensorrt" or "tensorrt_rtx"
+  std::string tensorrt_version;
+  int64_t sm = 0;  // compute capability, 87 for 8.7
+  std::optional<std::string> plugin_version;
+  std::map<std::string, EngineEntry> engines;  // by graph
+};
+
 struct Manifest {
   std::string edgeprune_version;
   std::string dtype;  // "float32" or "float16"
@@ -86,12 +119,13 @@ struct Manifest {
   std::optional<ProbeEntry> probe;
   std::optional<RateEntry> rate;
   std::map<std::string, GraphEntry> graphs;
+  std::map<std::string, EngineSetEntry> engines;  // by target
   bool is_float8 = false;  // quantized to FP8, in part at least
   Json preprocessing;
   Json prompt;
   FileEntry tokenizer;
 
-  // Every file that the manifest names; some of them twice.
+  // Every file that the manifest names but for the engines; some of them twice.
   std::vector<FileEntry> files() const;
 };
 

@@ -40,6 +40,11 @@ Tensor as_type(const Tensor& tensor, DataType type) {
   return halves;
 }
 
+// Host inputs that are the same at every depth of the decoder: a prompt uploads them once.
+bool is_of_prompt(const std::string& name) {
+  return name == names::kGridIds || name == names::kPromptTextRows || name == names::kVisualPlaces;
+}
+
 TensorMap selected(const std::vector<TensorEntry>& entries, const TensorMap& available) {
   TensorMap inputs;
   for (const TensorEntry& entry : entries) inputs[entry.name] = among(available, entry.name);
@@ -57,9 +62,11 @@ GraphChain::GraphChain(const Bundle& bundle, Backend& backend, Pruner pruner)
       numberings_(segment_numberings(bundle.manifest().sites)) {
   graphs_ = open_graphs(bundle, backend);
   const int64_t width = manifest_.geometry.hidden_size;
-  no_visual_ = {{names::kImageFeatures, zero_tensor({1, width}, type_)}, {names::kImageSlots, int64_tensor({0})}};
-  no_probe_ = {{names::kProbeOffset, host_tensor({0, width}, type_)},
-               {names::kProbePositionIds, host_tensor({manifest_.geometry.position_axes, 0}, DataType::int64)}};
+  no_visual_ = {{names::kImageFeatures, backend.upload(zero_tensor({1, width}, type_))},
+                {names::kImageSlots, backend.upload(int64_tensor({0}))}};
+  no_probe_ = {{names::kProbeOffset, backend.upload(host_tensor({0, width}, type_))},
+               {names::kProbePositionIds,
+                backend.upload(host_tensor({manifest_.geometry.position_axes, 0}, DataType::int64))}};
 }
 
 std::vector<int64_t> GraphChain::integers(const Tensor& tensor) const {
@@ -102,7 +109,7 @@ Tensor GraphChain::prefill(const std::vector<int64_t>& token_ids, const TowerOut
     const Stopwatch::Lap lap(watch, "embed");
     state = embedded(token_ids, visual);
   }
-  state[names::kPositionIds] = int64_tensor(positions, {axes, layout.num_rows()});
+  state[names::kPositionIds] = backend_.upload(int64_tensor(positions, {axes, layout.num_rows()}));
   state[names::kInputsEmbeds] = state[names::kHiddenStates];
   state[names::kPromptSlots] = state[names::kVisualSlots];
   if (manifest_.probe) {
@@ -130,7 +137,7 @@ Tensor GraphChain::decode(int64_t token_id, Sequence& sequence, Stopwatch& watch
   state[names::kPositionIds] = position_tensor(sequence.position);
   if (manifest_.probe) {
     add_missing(state, no_probe_);
-    state[names::kProbeWeights] = host_tensor({0, 1}, DataType::float32);
+    state[names::kProbeWeights] = backend_.upload(host_tensor({0, 1}, DataType::float32));
   }
   for (size_t index = 0; index < sequence.caches.size(); ++index) {
     SegmentCache& cache = sequence.caches[index];
@@ -164,7 +171,7 @@ std::vector<SiteReport> GraphChain::site_reports(const Sequence& sequence) const
 
 Tensor GraphChain::position_tensor(int64_t position) const {
   const int64_t axes = manifest_.geometry.position_axes;
-  return int64_tensor(std::vector<int64_t>(static_cast<size_t>(axes), position), {axes, 1});
+  return backend_.upload(int64_tensor(std::vector<int64_t>(static_cast<size_t>(axes), position), {axes, 1}));
 }
 
 TensorMap GraphChain::visual_tokens(const TowerOutput* tower, Stopwatch& watch) const {
@@ -245,7 +252,8 @@ SequenceLayout GraphChain::drop(size_t index, const SequenceLayout& layout, Tens
     for (const TensorEntry& entry : manifest_.graphs.at(site.graph).inputs) {
       const Tensor* tensor = find(outputs, entry.name);
       if (tensor == nullptr) tensor = find(state, entry.name);
-      inputs[entry.name] = tensor != nullptr ? *tensor : layout.host_input(entry.name, site);
+      inputs[entry.name] = tensor != nullptr ? *tensor : backend_.upload(layout.host_input(entry.name, site));
+      if (is_of_prompt(entry.name)) state[entry.name] = inputs[entry.name];
     }
     chosen = graph(site.graph).run(inputs, {});
     const std::optional<int64_t> left = layout.visual_tokens_behind(site);
@@ -294,7 +302,7 @@ SequenceLayout GraphChain::drop(size_t index, const SequenceLayout& layout, Tens
     for (int64_t axis = 0; axis < axes; ++axis) {
       for (int64_t row = 0; row < num_rows; ++row) renumbered.push_back(row);
     }
-    state[names::kPositionIds] = int64_tensor(renumbered, {axes, num_rows});
+    state[names::kPositionIds] = backend_.upload(int64_tensor(renumbered, {axes, num_rows}));
   }
   SequenceLayout after = layout.keep(num_rows);
   sequence.drops.push_back({layout.num_visual(), after.num_visual(), among(state, names::kVisualSlots)});
@@ -338,7 +346,7 @@ void GraphChain::evict(const TensorMap& outputs, Sequence& sequence, Stopwatch& 
   const auto rows = eviction.state.rows_to_keep(rate, sequence.caches[first].length(), generated);
   if (!rows) return;
   const Stopwatch::Lap lap(watch, "evict");
-  const Tensor kept = int64_tensor(*rows);
+  const Tensor kept = backend_.upload(int64_tensor(*rows));
   for (size_t index = first; index < sequence.caches.size(); ++index) sequence.caches[index].compact(graph("compact"), kept);
 }
 

@@ -6,6 +6,12 @@
 #include "decoder/tensor_names.h"
 
 namespace edgeprune {
+namespace {
+
+// TensorRT takes no tensor that begins elsewhere (IExecutionContext::setTensorAddress).
+constexpr int64_t kAlignment = 256;
+
+}  // namespace
 
 SegmentCache::SegmentCache(Backend& backend, std::vector<int64_t> layers, const Geometry& geometry, int64_t capacity)
     : backend_(&backend), layers_(std::move(layers)), geometry_(geometry), capacity_(capacity) {
@@ -13,7 +19,10 @@ SegmentCache::SegmentCache(Backend& backend, std::vector<int64_t> layers, const 
 }
 
 void SegmentCache::allocate() {
-  const Shape shape = {2 * static_cast<int64_t>(layers_.size()), geometry_.num_kv_heads, capacity_, geometry_.head_dim};
+  const auto step = kAlignment / static_cast<int64_t>(element_bytes(geometry_.type));
+  const int64_t elements = element_count({geometry_.num_kv_heads, capacity_, geometry_.head_dim});
+  stride_ = (elements + step - 1) / step * step;
+  const Shape shape = {2 * static_cast<int64_t>(layers_.size()), stride_};
   for (Tensor& buffer : buffers_) buffer = backend_->allocate(shape, geometry_.type);
   front_ = 0;
 }
@@ -52,11 +61,10 @@ void SegmentCache::compact(const Graph& graph, const Tensor& rows) {
 
 void SegmentCache::add_tensors(TensorMap& tensors, const Tensor& buffer, int64_t length, const char* kind) const {
   const Shape shape = {1, geometry_.num_kv_heads, length, geometry_.head_dim};
-  const int64_t stride = geometry_.num_kv_heads * capacity_ * geometry_.head_dim;
   for (size_t index = 0; index < layers_.size(); ++index) {
     const auto place = static_cast<int64_t>(index);
-    tensors[names::cached(kind, layers_[index], "key")] = buffer.view(shape, 2 * place * stride);
-    tensors[names::cached(kind, layers_[index], "value")] = buffer.view(shape, (2 * place + 1) * stride);
+    tensors[names::cached(kind, layers_[index], "key")] = buffer.view(shape, 2 * place * stride_);
+    tensors[names::cached(kind, layers_[index], "value")] = buffer.view(shape, (2 * place + 1) * stride_);
   }
 }
 

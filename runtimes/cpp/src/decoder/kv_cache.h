@@ -41,6 +41,7 @@ class SegmentCache {
   Geometry geometry_;
   int64_t length_ = 0;
   int64_t capacity_;
+  int64_t stride_ = 0;  // elements from one layer's keys to its values: each begins at an aligned address
   std::array<Tensor, 2> buffers_;
   size_t front_ = 0;
 };

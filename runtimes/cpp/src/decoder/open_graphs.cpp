@@ -20,7 +20,7 @@ Graphs open_graphs(const Bundle& bundle, Backend& backend) {
   const auto open_some = [&] {
     for (size_t at = next++; at < places.size(); at = next++) {
       try {
-        places[at]->second = backend.load(bundle.file(bundle.manifest().graphs.at(places[at]->first).file));
+        places[at]->second = backend.load(bundle, places[at]->first);
       } catch (...) {
         const std::lock_guard<std::mutex> lock(mutex);
         if (!failed) failed = std::current_exception();

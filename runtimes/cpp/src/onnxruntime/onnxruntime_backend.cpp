@@ -304,8 +304,8 @@ class OnnxRuntimeBackend : public Backend {
     }
   }
 
-  std::unique_ptr<Graph> load(const std::filesystem::path& path) override {
-    return std::make_unique<OnnxRuntimeGraph>(runtime_, path, options_);
+  std::unique_ptr<Graph> load(const Bundle& bundle, const std::string& name) override {
+    return std::make_unique<OnnxRuntimeGraph>(runtime_, bundle.file(bundle.manifest().graphs.at(name).file), options_);
   }
 
   // On the CPU, opening is the work of one thread: it lays out the weights for the kernels.
@@ -314,9 +314,14 @@ class OnnxRuntimeBackend : public Backend {
     return options_.threads > 0 ? options_.threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   }
 
+  std::optional<int64_t> longest_sequence(const Bundle&) override { return std::nullopt; }
+
   Tensor allocate(Shape shape, DataType type) override {
     return copy_ == nullptr ? host_tensor(std::move(shape), type) : copy_->allocate(std::move(shape), type);
   }
+
+  // ONNX Runtime takes inputs to its device by itself.
+  Tensor upload(const Tensor& tensor) override { return tensor; }
 
   Tensor download(const Tensor& tensor) override {
     return tensor.memory == Memory::host ? tensor : copy_->download(tensor);

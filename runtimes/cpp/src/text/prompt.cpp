@@ -102,8 +102,9 @@ Tokenizer read_tokenizer(const Bundle& bundle, const FileEntry& file) {
   }
 }
 
-PromptEncoder::PromptEncoder(const Bundle& bundle)
+PromptEncoder::PromptEncoder(const Bundle& bundle, std::optional<int64_t> built_for)
     : format_(PromptFormat::from_json(bundle.manifest().prompt)),
+      built_for_(built_for),
       tokenizer_(read_tokenizer(bundle, bundle.manifest().tokenizer)),
       template_(format_.chat_template) {
   const std::optional<int64_t> id = tokenizer_.id_of(format_.image_token);
@@ -177,11 +178,15 @@ void PromptEncoder::check(const EncodedPrompt& encoded, int64_t num_visual, int6
   }
   // Visual tokens that were not written out count, too.
   const int64_t rows = num_rows + num_visual - found;
-  const int64_t excess = rows + max_new_tokens - format_.context_length;
+  const bool by_engines = built_for_ && *built_for_ < format_.context_length;
+  const int64_t limit = by_engines ? *built_for_ : format_.context_length;
+  const int64_t excess = rows + max_new_tokens - limit;
   if (excess > 0) {
     throw PromptError("the prompt's " + std::to_string(rows) + " tokens (" + std::to_string(num_visual) + " of them visual) and " +
-                      std::to_string(max_new_tokens) + " new ones exceed the context of " + std::to_string(format_.context_length) +
-                      " by " + std::to_string(excess) + ": shorten the text, give fewer pictures or lower max_new_tokens");
+                      std::to_string(max_new_tokens) + " new ones exceed " +
+                      (by_engines ? "what the engines were built for, " : "the context of ") + std::to_string(limit) + " by " +
+                      std::to_string(excess) + ": shorten the text, give fewer pictures or lower max_new_tokens" +
+                      (by_engines ? ", or build with a larger --max-sequence" : ""));
   }
 }
 

@@ -41,8 +41,9 @@ struct EncodedPrompt {
 
 class PromptEncoder {
  public:
+  // `built_for` is the most rows that the backend's graphs take, none where the context alone limits a prompt.
   // Throws BundleError: the format or the tokenizer is unusable.
-  explicit PromptEncoder(const Bundle& bundle);
+  explicit PromptEncoder(const Bundle& bundle, std::optional<int64_t> built_for = std::nullopt);
 
   const PromptFormat& format() const { return format_; }
   const Tokenizer& tokenizer() const { return tokenizer_; }
@@ -57,6 +58,7 @@ class PromptEncoder {
   void check(const EncodedPrompt& encoded, int64_t num_visual, int64_t max_new_tokens) const;
 
   PromptFormat format_;
+  std::optional<int64_t> built_for_;
   Tokenizer tokenizer_;
   ChatTemplate template_;
 };
