@@ -35,9 +35,11 @@ def choose_engines(manifest: Manifest, sm: int, installed: Mapping[str, str]) ->
     """
     if not manifest.engines:
         raise BackendError(f"the bundle has no engines: {_BUILD}")
-    here = {name: entry for name, entry in manifest.engines.items() if entry.sm == sm}
+    # By name, because a C++ map is in this order: both runtimes take the same set.
+    sets = sorted(manifest.engines.items())
+    here = {name: entry for name, entry in sets if entry.sm == sm}
     if not here:
-        there = ", ".join(f"{name} (SM {entry.sm})" for name, entry in manifest.engines.items())
+        there = ", ".join(f"{name} (SM {entry.sm})" for name, entry in sets)
         raise BackendError(f"the bundle has engines for {there}, and this GPU is SM {sm}: {_BUILD}")
     fitting = {
         name: entry for name, entry in here.items() if installed.get(entry.builder) == entry.tensorrt_version

@@ -58,6 +58,19 @@ void sha256_gives_the_published_digests() {
   expect(sha256(std::string(1000000, 'a')) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0", "a million");
 }
 
+// Where the processor has no instructions for it, both are the same code.
+void sha256_by_instructions_is_sha256_in_plain_code() {
+  std::string bytes;
+  for (int i = 0; i < 64 * 40; ++i) bytes += static_cast<char>((i * i + 7 * i) >> 3);
+  const auto* data = reinterpret_cast<const uint8_t*>(bytes.data());
+  sha256::State fast = sha256::first_state(), plain = sha256::first_state();
+  for (size_t count = 0; count < 9; ++count) {
+    sha256::add_blocks(fast, data + 64 * count, count);
+    sha256::add_blocks_portably(plain, data + 64 * count, count);
+    expect(fast == plain, std::to_string(count) + " blocks");
+  }
+}
+
 void numbers_round_as_python_rounds() {
   expect(rounded_to(0.29 * 100, 6) == 29.0, "0.29 of 100");
   expect(rounded_to(2.5, 0) == 2.0 && rounded_to(1e300, 7) == 1e300, "halves and huge numbers");
@@ -233,6 +246,7 @@ void the_smallest_profile_that_fits_is_chosen() {
 int main() {
   const std::vector<std::pair<const char*, void (*)()>> tests = {
       {"sha256 gives the published digests", sha256_gives_the_published_digests},
+      {"sha256 by instructions is sha256 in plain code", sha256_by_instructions_is_sha256_in_plain_code},
       {"numbers round as Python rounds", numbers_round_as_python_rounds},
       {"a view beyond its tensor is refused", a_view_beyond_its_tensor_is_refused},
       {"stop texts are found over pieces", stop_texts_are_found_over_pieces},

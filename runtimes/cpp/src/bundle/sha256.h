@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <string>
 
+#include "bundle/sha256_blocks.h"
+
 namespace edgeprune {
 
 class Sha256 {
@@ -16,9 +18,7 @@ class Sha256 {
   std::string finish();
 
  private:
-  void block(const uint8_t* bytes);
-
-  std::array<uint32_t, 8> state_;
+  sha256::State state_;
   std::array<uint8_t, 64> pending_{};
   size_t num_pending_ = 0;
   uint64_t total_ = 0;
