@@ -145,7 +145,14 @@ void unknown_tokenizer_parts_are_refused_by_name() {
   refused(R"({"model": {"vocab": {}, "merges": []}, "decoder": {"type": "CTC"}})", "'CTC'");
   refused(R"({"model": {"vocab": {}, "merges": []}, "post_processor": {"type": "BertProcessing"}})", "'BertProcessing'");
   refused((std::string(1000, '[') + std::string(1000, ']')).c_str(), "deep");
-  // Found by fuzzing: null is no component elsewhere.
+  // Found by fuzzing: numbers that no integer holds, and null, which is no component elsewhere.
+  refused(R"({"model": {"vocab": {"a": 1e308}, "merges": []}})", "no usable id");
+  refused(R"({"model": {"vocab": {}, "merges": []}, "added_tokens": [{"id": 1e308, "content": "a"}]})", "no usable id");
+  refused(R"({"model": {"vocab": {}, "merges": []}, "post_processor": {"type": "RobertaProcessing", "cls": ["a", 0],
+              "sep": ["b", 1e308], "trim_offsets": true, "add_prefix_space": true}})",
+          "no usable id");
+  refused(R"({"model": {"vocab": {}, "merges": []}, "decoder": {"type": "Strip", "content": " ", "start": -1, "stop": 0}})",
+          "no usable number");
   const std::pair<const char*, const char*> sequences[] = {
       {"normalizer", "normalizers"}, {"pre_tokenizer", "pretokenizers"}, {"post_processor", "processors"}, {"decoder", "decoders"}};
   for (const auto& [part, list] : sequences) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "text/token_number.h"
+
 namespace edgeprune {
 namespace {
 
@@ -13,14 +15,13 @@ bool is_word(char32_t code) { return is_letter(code) || is_number(code) || code 
 AddedTokens::AddedTokens(const Json& list, const Normalizer* normalizer) {
   for (const Json& data : list) {
     AddedToken token;
-    token.id = data.at("id").get<int64_t>();
     token.content = data.at("content").get<std::string>();
+    token.id = token_number(data.at("id"), "its added token '" + token.content + "' has no usable id");
     token.single_word = data.value("single_word", false);
     token.lstrip = data.value("lstrip", false);
     token.rstrip = data.value("rstrip", false);
     token.special = data.value("special", false);
     token.normalized = data.value("normalized", !token.special);
-    if (token.id < 0) throw std::invalid_argument("its added token '" + token.content + "' has no usable id");
     if (token.content.empty()) continue;
     TracedText searched = TracedText::of(code_points(token.content), 0);
     if (token.normalized && normalizer != nullptr) normalizer->apply(searched);

@@ -5,10 +5,11 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "text/token_number.h"
+
 namespace edgeprune {
 namespace {
 
-constexpr int64_t kLargestId = (int64_t{1} << 31) - 1;
 
 std::string byte_token(unsigned char byte) {
   static const char* digits = "0123456789ABCDEF";
@@ -49,10 +50,7 @@ BytePairModel::BytePairModel(const Json& data) {
   tokens_.reserve(vocabulary.size());
   merges_.reserve(merges.size());
   for (const auto& [token, id] : vocabulary.items()) {
-    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > kLargestId) {
-      throw std::invalid_argument("its vocabulary gives '" + token + "' no usable id");
-    }
-    const auto added = ids_.emplace(token, id.get<int64_t>()).first;
+    const auto added = ids_.emplace(token, token_number(id, "its vocabulary gives '" + token + "' no usable id")).first;
     tokens_[added->second] = &added->first;
   }
   const std::string unknown = text_or_empty(data, "unk_token");

@@ -51,7 +51,8 @@ minja::Value bounded_range(const std::shared_ptr<minja::Context>& context, minja
   // Jinja's sandbox knows the same bound.
   constexpr int64_t kMost = 100000;
   for (const minja::Value& value : arguments.args) {
-    if (!value.is_number_integer() || std::abs(value.get<int64_t>()) > kMost) throw std::runtime_error("range too big");
+    const int64_t bound = value.is_number_integer() ? value.get<int64_t>() : kMost + 1;
+    if (bound < -kMost || bound > kMost) throw std::runtime_error("range too big");
   }
   return minja::Context::builtins()->get("range").call(context, arguments);
 }

@@ -5,16 +5,13 @@
 
 #include "text/byte_level.h"
 #include "text/sequence_parts.h"
+#include "text/token_number.h"
 #include "text/unicode.h"
 
 namespace edgeprune {
 namespace {
 
-int64_t special_id(const Json& value) {
-  const auto id = value.get<int64_t>();
-  if (id < 0) throw std::invalid_argument("its post_processor names a negative id");
-  return id;
-}
+int64_t special_id(const Json& value) { return token_number(value, "its post_processor names no usable id"); }
 
 // Takes spaces out of the offsets that byte-level tokens have.
 void trim(std::vector<Token>& tokens, const std::vector<std::string>& texts, bool add_prefix_space) {

@@ -6,6 +6,7 @@
 #include "text/byte_level.h"
 #include "text/pattern.h"
 #include "text/sequence_parts.h"
+#include "text/token_number.h"
 #include "text/unicode.h"
 
 namespace edgeprune {
@@ -105,12 +106,16 @@ class FuseDecoder : public TokenDecoder {
   }
 };
 
+size_t num_stripped(const Json& value) {
+  return static_cast<size_t>(token_number(value, "its Strip says no usable number of characters"));
+}
+
 class StripDecoder : public TokenDecoder {
  public:
   explicit StripDecoder(const Json& data)
       : content_(code_points(data.at("content").get<std::string>())),
-        start_(data.at("start").get<size_t>()),
-        stop_(data.at("stop").get<size_t>()) {
+        start_(num_stripped(data.at("start"))),
+        stop_(num_stripped(data.at("stop"))) {
     if (content_.size() != 1) throw std::invalid_argument("its Strip content is not one character");
   }
   Tokens decode(Tokens tokens) const override {
