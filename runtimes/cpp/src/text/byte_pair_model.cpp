@@ -10,7 +10,6 @@
 namespace edgeprune {
 namespace {
 
-
 std::string byte_token(unsigned char byte) {
   static const char* digits = "0123456789ABCDEF";
   return std::string("<0x") + digits[byte >> 4] + digits[byte & 15] + ">";
