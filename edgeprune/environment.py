@@ -4,10 +4,12 @@ import importlib.metadata
 import importlib.util
 import platform
 from dataclasses import dataclass
+from typing import Any
 
 import edgeprune
 from edgeprune.available_cores import available_cores
 from edgeprune.errors import EngineError
+from edgeprune.onnxruntime_module import onnxruntime_module
 from edgeprune.plugins.plugin_library import found
 
 # module, distribution(s), what for, extra
@@ -119,6 +121,5 @@ def _version(module: str, distributions: tuple[str, ...]) -> str | None:
 def _providers() -> tuple[str, ...]:
     if importlib.util.find_spec("onnxruntime") is None:
         return ()
-    import onnxruntime
-
+    onnxruntime: Any = onnxruntime_module(extra="cpu", purpose="to list its providers")
     return tuple(onnxruntime.get_available_providers())

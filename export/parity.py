@@ -13,8 +13,8 @@ from torch import Tensor
 
 from edgeprune.errors import ParityError
 from edgeprune.export.float32_arithmetic import float32_arithmetic
-from edgeprune.extras import require
 from edgeprune.manifest import ParityEntry
+from edgeprune.onnxruntime_module import onnxruntime_module
 from edgeprune.pruned_model import Prefill, PrunedModel
 from edgeprune.runtimes.float16_weights import keep_float16
 from edgeprune.runtimes.guide import GuideInputs
@@ -109,7 +109,7 @@ def check_graph(path: Path, cases: Sequence[StageCase], dtype: torch.dtype) -> P
     Raises:
         ParityError: An output differs by more than the tolerance, or an index differs at all.
     """
-    onnxruntime: Any = require("onnxruntime", extra="export", purpose="to check the exported graphs")
+    onnxruntime: Any = onnxruntime_module(extra="export", purpose="to check the exported graphs")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if dtype == torch.float16:

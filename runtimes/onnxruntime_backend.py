@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgeprune.available_cores import available_cores
 from edgeprune.bundle import Bundle
 from edgeprune.errors import BackendError
-from edgeprune.extras import require
+from edgeprune.onnxruntime_module import onnxruntime_module
 from edgeprune.runtimes.backend import DeviceTensor, Graph
 from edgeprune.runtimes.float16_weights import copies_fit, keep_float16
 from edgeprune.runtimes.onnxruntime_providers import (
@@ -46,7 +46,7 @@ class OnnxRuntimeBackend:
         self._provider = find_provider(provider)
         self.name = f"onnxruntime-{provider}"
         self.device = self._provider.device
-        self._ort: Any = require("onnxruntime", extra=self._provider.extra, purpose="to run a bundle")
+        self._ort: Any = onnxruntime_module(extra=self._provider.extra, purpose="to run a bundle")
         check_available(self._ort, self._provider)
         self._threads = threads
         self._fuse_qdq = fuse_qdq

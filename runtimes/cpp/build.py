@@ -9,7 +9,7 @@ TensorRT's headers are: of a JetPack, of NVIDIA's packages, or of the folder tha
 """
 
 import argparse
-import contextlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -150,12 +150,11 @@ def cross_options(machine: str) -> list[str]:
 
 def find_onnxruntime() -> Path | None:
     """ONNX Runtime's library inside its Python package; None if the package is not installed."""
-    with contextlib.suppress(ImportError):
-        import onnxruntime
-
-        found = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))
-        return found[0] if found else None
-    return None
+    package = importlib.util.find_spec("onnxruntime")
+    if package is None or package.origin is None:
+        return None
+    found = sorted((Path(package.origin).parent / "capi").glob("libonnxruntime.so*"))
+    return found[0] if found else None
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +145,17 @@ def test_views(backend):
     for shape, offset in (((13,), 0), ((3, 3), 4), ((1,), -1)):
         with pytest.raises(ValueError, match="does not fit"):
             tensor.view(shape, offset)
+
+
+def test_onnx_runtime_reports_nothing(tmp_path):
+    # Its telemetry begins with a file in the user's cache.
+    program = (
+        "import sys; from pathlib import Path; from edgeprune.runtimes.onnxruntime_backend import OnnxRuntimeBackend\n"
+        "OnnxRuntimeBackend('cpu').open(Path(sys.argv[1]))"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
+    subprocess.run([sys.executable, "-c", program, str(save_sum(tmp_path))], env=environment, check=True)
+    assert list(home.rglob("*")) == []

@@ -1,5 +1,6 @@
 // edgeprune-run: answers a question about pictures with a bundle, as `edgeprune run` does.
 #include <cstdio>
+#include <cstdlib>
 #include <iostream>
 #include <stdexcept>
 #include <string>
@@ -183,6 +184,8 @@ void run(const Arguments& arguments) {
 }  // namespace
 
 int main(int count, char** values) {
+  // The library tells ONNX Runtime to report nothing; told before it is loaded, it does not even prepare to.
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   const std::vector<std::string> words(values + 1, values + count);
   for (const std::string& word : words) {
     if (word == "-h" || word == "--help") {

@@ -1,8 +1,11 @@
 """The example bundle: 200 questions have the same kept indices and the same greedy answers in C++ as in Python."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
+from edgeprune.runtimes.cpp.build import find_onnxruntime
 from edgeprune.runtimes.sampling import SamplingOptions
 from edgeprune.runtimes.session import open_session
 
@@ -50,3 +53,15 @@ def test_answers_go_on_behind_the_end_token_where_that_is_asked(cpp, example_bun
         options = SamplingOptions(max_new_tokens=5, ignore_eos=True)
         for one, ours in zip(asked, found, strict=True):
             assert ours["token_ids"] == list(session.answer(one["images"], one["prompt"], options).token_ids)
+
+
+def test_onnx_runtime_reports_nothing(cpp, example_bundle, tmp_path):
+    # Its telemetry begins with a file in the user's cache.
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+    environment |= {"EDGEPRUNE_ONNXRUNTIME": str(find_onnxruntime())}
+    picture = SHAPES / "pictures" / "scene4.png"
+    command = [cpp.built.runner, example_bundle, "--image", picture, "--prompt", "how many shapes are there?"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "tokens kept" in ran.stdout, ran.stderr
+    assert list(tmp_path.rglob("*")) == []

@@ -41,6 +41,7 @@ struct ApiBase {
 // place, name in OrtApi, result, arguments
 #define EDGEPRUNE_ORT_FUNCTIONS(F)                                                                                \
   F(2, GetErrorMessage, const char*, (const Status*))                                                             \
+  F(6, DisableTelemetryEvents, Status*, (const Env*))                                                             \
   F(7, CreateSession, Status*, (const Env*, const char*, const SessionOptions*, Session**))                       \
   F(9, Run, Status*,                                                                                              \
     (Session*, const RunOptions*, const char* const*, const Value* const*, size_t, const char* const*, size_t,    \

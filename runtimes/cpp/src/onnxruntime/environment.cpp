@@ -46,6 +46,7 @@ Environment::Environment(const Library& library, int threads) : library_(&librar
   const Options options = pool_options(library, threads);
   const std::lock_guard<std::mutex> lock(mutex());
   library.check(library.api().CreateEnvWithGlobalThreadPools(kLogError, "edgeprune", options.get(), &env_), "cannot start");
+  library.check(library.api().DisableTelemetryEvents(env_), "cannot start");
   Pool& pool = pools().emplace(env_, Pool{threads, 0}).first->second;
   ++pool.users;
   pool_fits_ = pool.threads == threads;
