@@ -63,5 +63,5 @@ def test_onnx_runtime_reports_nothing(cpp, example_bundle, tmp_path):
     picture = SHAPES / "pictures" / "scene4.png"
     command = [cpp.built.runner, example_bundle, "--image", picture, "--prompt", "how many shapes are there?"]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "tokens kept" in ran.stdout, ran.stderr
+    assert ran.returncode == 0, ran.stderr
     assert list(tmp_path.rglob("*")) == []
