@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 60
 .PHONY: help demo test lint types format unit kernels plugin cpp cpp-sanitize cpp-fuzz cpp-tensorrt cross-jetson test-gpu clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## Export the example checkpoint, ask it about a picture, draw the kept tokens
 	@mkdir -p out
