@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from edgeprune.available_cores import available_cores
+
 
 def describe_machine() -> str:
     """Date, processor, cores and memory."""
@@ -22,9 +24,8 @@ def describe_machine() -> str:
         if "cpu family" in fields:
             model += f" (family {fields['cpu family']}, model {fields.get('model', '?')})"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0))
     today = dt.datetime.now(tz=dt.timezone.utc).date().isoformat()
-    return f"{today}, {model}, {cores} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
+    return f"{today}, {model}, {available_cores()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
 
 
 def describe_versions(*packages: str) -> str:

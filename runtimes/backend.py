@@ -107,5 +107,7 @@ def open_graphs(bundle: Bundle, backend: Backend) -> dict[str, Graph]:
         BackendError: The backend cannot run one of them.
     """
     names = tuple(bundle.manifest.graphs)
+    if backend.loads_at_once == 1:  # on this thread: a device's context may be current on no other
+        return {name: backend.load(bundle, name) for name in names}
     with ThreadPoolExecutor(backend.loads_at_once) as pool:
         return dict(zip(names, pool.map(partial(backend.load, bundle), names), strict=True))

@@ -3,25 +3,18 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 #include "error.h"
+#include "shared_library.h"
 
 namespace edgeprune::ort {
 namespace {
 
 void* open_library(const std::string& path) {
-  const char* variable = std::getenv("EDGEPRUNE_ONNXRUNTIME");
-  std::vector<std::string> names = {"libonnxruntime.so.1", "libonnxruntime.so"};
-  if (variable != nullptr && *variable != '\0') names = {variable};
-  if (!path.empty()) names = {path};
   std::string why;
-  for (const std::string& name : names) {
-    if (void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
-    const char* said = dlerror();
-    if (why.empty()) why = said != nullptr ? said : name;
-  }
+  void* library = open_shared_library(path, "EDGEPRUNE_ONNXRUNTIME", {"libonnxruntime.so.1", "libonnxruntime.so"}, why);
+  if (library != nullptr) return library;
   throw BackendError("ONNX Runtime was not found (" + why +
                      "): install its library, or name the file with EDGEPRUNE_ONNXRUNTIME=…/libonnxruntime.so.1");
 }

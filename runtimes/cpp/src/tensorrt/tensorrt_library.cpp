@@ -2,12 +2,12 @@
 
 #include <dlfcn.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <vector>
 
 #include "error.h"
+#include "shared_library.h"
 
 namespace edgeprune {
 namespace {
@@ -21,16 +21,10 @@ constexpr int kOldestMinorOf10 = 3;
 constexpr const char* kOtherFile = "EDGEPRUNE_TENSORRT=…/libnvinfer.so";
 
 void* open_library(const std::string& path) {
-  const char* variable = std::getenv("EDGEPRUNE_TENSORRT");
-  std::vector<std::string> names = {"libnvinfer.so." + std::to_string(kMajor), "libnvinfer.so"};
-  if (variable != nullptr && *variable != '\0') names = {variable};
-  if (!path.empty()) names = {path};
   std::string why;
-  for (const std::string& name : names) {
-    if (void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
-    const char* said = dlerror();
-    if (why.empty()) why = said != nullptr ? said : name;
-  }
+  void* library =
+      open_shared_library(path, "EDGEPRUNE_TENSORRT", {"libnvinfer.so." + std::to_string(kMajor), "libnvinfer.so"}, why);
+  if (library != nullptr) return library;
   throw BackendError("TensorRT was not found (" + why + "): install the TensorRT " + std::to_string(kMajor) +
                      " that built the engines, name its library with " + kOtherFile + "." + std::to_string(kMajor) +
                      ", or run with --backend onnxruntime");
