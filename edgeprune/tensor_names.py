@@ -2,7 +2,8 @@
 
 The names that other runtimes know (``input_ids``, ``past_key_values.0.key`` …) are theirs; the rest is ours.
 S = rows of the sequence now, P = cached rows, K = kept rows, M = pictures, T = tiles, G = grids of visual tokens,
-N = visual tokens, R = probe rows, A = position ids of a row: 1, or 3 with M-RoPE.
+N = visual tokens, R = probe rows, A = position ids of a row: 1, or 3 with M-RoPE,
+J = decoder layers behind which DeepStack adds.
 """
 
 PIXEL_VALUES = "pixel_values"  # [T, 3, height, width], tiles; or [patches, values]
@@ -21,10 +22,14 @@ FEATURE_ROWS = (
 )
 IMAGE_FEATURES = "image_features"  # [N, C] after the projector, all pictures one after the other
 IMAGE_SLOTS = "image_slots"  # [N] int64: the slot (edgeprune.visual_layout) of every visual token
+IMAGE_DEEPSTACK_FEATURES = (
+    "image_deepstack_features"  # [J, N, C]: what DeepStack adds behind the first J decoder layers, by visual token
+)
 INPUT_IDS = "input_ids"  # [1, S] int64
 INPUTS_EMBEDS = "inputs_embeds"  # [1, S, C]
 HIDDEN_STATES = "hidden_states"  # [1, S, C]
 POSITION_IDS = "position_ids"  # [A, S] int64, positions in the unpruned sequence
+DEEPSTACK_FEATURES = "deepstack_features"  # the same by row of the sequence, [J, S, C]: zeros in rows of text
 VISUAL_SLOTS = "visual_slots"  # [S] int64: the slot of a visual token, -1 for text
 KEEP_INDICES = "keep_indices"  # [S] int64, the kept rows first, in the order of the sequence
 KEEP_COUNT = "keep_count"  # [] int64

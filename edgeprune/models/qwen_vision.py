@@ -1,5 +1,7 @@
 """The vision tower of Qwen2-VL and Qwen2.5-VL: pictures of any size as one row of patches, without a class token.
 
+Qwen3-VL's (:mod:`edgeprune.models.qwen3_vision`) is made of the same blocks.
+
 Patches of all pictures lie one after the other. Inside a picture they come block by block: the merge × merge patches
 that will be one visual token stand together. Which patches attend to each other, a picture or a window of it, is given
 from outside as rows of indices, so that nothing in the tower depends on the pictures' sizes but the lengths of its
@@ -91,6 +93,11 @@ class QwenVisionConfig:
         return self.merge_size**2
 
     @property
+    def joined_size(self) -> int:
+        """Width of a visual token's patches side by side."""
+        return self.patches_per_token * self.hidden_size
+
+    @property
     def patch_values(self) -> int:
         """Values of a patch: 3 · frames · pixels."""
         return 3 * self.temporal_patch_size * self.patch_size**2
@@ -173,14 +180,14 @@ def axial_angles(positions: Tensor, head_dim: int) -> Tensor:
 class PatchEmbedding(nn.Module):
     """Linear map of a patch's pixels, kept in the shape of the convolution that the checkpoint holds."""
 
-    def __init__(self, config: QwenVisionConfig) -> None:
+    def __init__(self, config: QwenVisionConfig, *, bias: bool = False) -> None:
         super().__init__()
         kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
-        self.proj = nn.Conv3d(3, config.hidden_size, kernel, stride=kernel, bias=False)
+        self.proj = nn.Conv3d(3, config.hidden_size, kernel, stride=kernel, bias=bias)
 
     def forward(self, patches: Tensor) -> Tensor:
         """[P, 3 · frames · side²] → [P, C]; the kernel covers a patch, so the convolution is one product."""
-        return F.linear(patches, self.proj.weight.flatten(1))
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class QwenVisionAttention(nn.Module):
@@ -229,7 +236,7 @@ class PatchMerger(nn.Module):
     def __init__(self, config: QwenVisionConfig, norm: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.patches, self.width = config.patches_per_token, config.hidden_size
-        joined = self.patches * self.width
+        joined = config.joined_size
         self.ln_q = norm()
         self.mlp = nn.Sequential(nn.Linear(joined, joined), nn.GELU(), nn.Linear(joined, config.output_size))
 

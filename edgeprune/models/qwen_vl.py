@@ -1,8 +1,8 @@
-"""What Qwen2-VL and Qwen2.5-VL share: configurations of all transformers versions, and the model round the tower."""
+"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share: configurations of all transformers versions, and the model round the tower."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,29 +11,49 @@ from edgeprune.errors import CheckpointError, PruningError
 from edgeprune.models.clip import FeaturePruner
 from edgeprune.models.config_fields import read_field
 from edgeprune.models.llama import LlamaConfig
+from edgeprune.models.qwen3_vision import Qwen3VisionTower
 from edgeprune.models.qwen_vision import QwenVisionConfig, QwenVisionTower
 from edgeprune.models.vision_language import TowerFeatures, TowerShape, TypicalPicture, VisionLanguageModel
 from edgeprune.models.vision_pruning import VisionPruner
 from edgeprune.positions import MULTIMODAL
 from edgeprune.prune.method import ModelGeometry
 
-# A picture of 448 × 448 pixels: learned heads of pruning methods are made for this grid, reports count with it.
+# A picture of 448 × 448 pixels (Qwen3-VL: 512 × 512): learned heads of pruning methods are made for this grid, reports count with it.
 TYPICAL_GRID = (16, 16)
 
 # What transformers assumes for the fields that a config.json leaves out.
 _IMAGE_TOKEN_ID = 151655
-_ROPE_THETA = 1e6
-_MROPE_SECTION = [16, 24, 24]
-_TEXT_DEFAULTS: Mapping[str, Any] = {
-    "vocab_size": 152064,
-    "hidden_size": 8192,
-    "intermediate_size": 29568,
-    "num_hidden_layers": 80,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-5,
-}
+
+
+@dataclass(frozen=True)
+class TextDefaults:
+    """What transformers assumes of a decoder.
+
+    Attributes:
+        fields: By name in ``text_config``.
+        rope_theta: Base of the rotary embedding.
+        mrope_section: Frequencies for time, row and column.
+    """
+
+    fields: Mapping[str, Any]
+    rope_theta: float
+    mrope_section: tuple[int, int, int]
+
+
+_QWEN2_TEXT = TextDefaults(
+    fields={
+        "vocab_size": 152064,
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-5,
+    },
+    rope_theta=1e6,
+    mrope_section=(16, 24, 24),
+)
 
 
 ConfigT = TypeVar("ConfigT", bound="QwenVlConfig")
@@ -41,7 +61,7 @@ ConfigT = TypeVar("ConfigT", bound="QwenVlConfig")
 
 @dataclass(frozen=True)
 class QwenVlConfig:
-    """A checkpoint of either family; each has a subclass that reads its tower.
+    """A checkpoint of one of the families; each has a subclass that reads its tower.
 
     Attributes:
         vision: The vision tower.
@@ -54,6 +74,8 @@ class QwenVlConfig:
     mlp_matrices: int
     decoder: LlamaConfig
     image_token_id: int
+
+    text_defaults: ClassVar[TextDefaults] = _QWEN2_TEXT
 
     def __post_init__(self) -> None:
         if self.vision.output_size != self.decoder.hidden_size:
@@ -81,7 +103,7 @@ class QwenVlConfig:
         Raises:
             CheckpointError: A field is missing or a variant is not supported.
         """
-        text = _text_section(config)
+        text = _text_section(config, cls.text_defaults)
         tied = bool(config.get("tie_word_embeddings", False)) or bool(text.get("tie_word_embeddings", False))
         return cls(
             vision=vision,
@@ -112,7 +134,7 @@ class QwenVlConfig:
     @property
     def feature_size(self) -> int:
         """Width of a visual token between tower and projector: that of its patches, side by side."""
-        return self.vision.patches_per_token * self.vision.hidden_size
+        return self.vision.joined_size
 
     @property
     def tower_shape(self) -> TowerShape:
@@ -124,7 +146,7 @@ class QwenVlConfig:
             class_tokens=0,
             window=self.vision.window_patches,
             global_layers=self.vision.global_layers,
-            projector_sizes=(self.feature_size, self.feature_size, self.decoder.hidden_size),
+            projector_sizes=(self.vision.joined_size, self.vision.joined_size, self.decoder.hidden_size),
         )
 
     @property
@@ -141,7 +163,7 @@ def vision_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     vision = config.get("vision_config")
     if not isinstance(vision, Mapping):
-        raise CheckpointError("config.json lacks 'vision_config': is this a Qwen2-VL checkpoint?")
+        raise CheckpointError("config.json lacks 'vision_config': is this a whole Qwen-VL checkpoint?")
     # Published checkpoints call it in_chans.
     channels = vision.get("in_channels", vision.get("in_chans", 3))
     if channels != 3:
@@ -154,15 +176,16 @@ def vision_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return vision
 
 
-def _text_section(config: Mapping[str, Any]) -> dict[str, Any]:
+def _text_section(config: Mapping[str, Any], defaults: TextDefaults) -> dict[str, Any]:
     """The decoder's fields: a section of their own since transformers 4.52, in published files beside the others."""
     nested = config.get("text_config")
     text = dict(nested) if isinstance(nested, Mapping) else dict(config)
     text["model_type"] = f"{config.get('model_type')}_text"
-    text = {**_TEXT_DEFAULTS, **text}
+    text = {**defaults.fields, **text}
     rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
-    rope.setdefault("mrope_section", _MROPE_SECTION)
-    rope.setdefault("rope_theta", text["rope_theta"] if text.get("rope_theta") is not None else _ROPE_THETA)
+    rope.setdefault("mrope_section", list(defaults.mrope_section))
+    theta = text.get("rope_theta")
+    rope.setdefault("rope_theta", defaults.rope_theta if theta is None else theta)
     text["rope_parameters"] = rope
     return text
 
@@ -172,7 +195,7 @@ class QwenVlModel(VisionLanguageModel):
 
     config: QwenVlConfig
 
-    def __init__(self, config: QwenVlConfig, visual: QwenVisionTower) -> None:
+    def __init__(self, config: QwenVlConfig, visual: QwenVisionTower | Qwen3VisionTower) -> None:
         super().__init__(config)
         self.vision_inputs = config.vision.inputs
         self.visual = visual
@@ -192,7 +215,7 @@ class QwenVlModel(VisionLanguageModel):
         """
         if pruner is not None or feature_pruner is not None or pooled:
             raise PruningError(
-                "the vision tower of Qwen2-VL cannot be pruned: use a method that drops tokens in the decoder"
+                "the vision tower of this family cannot be pruned: use a method that drops tokens in the decoder"
             )
         hidden = self.visual(inputs)
         features = hidden.reshape(1, -1, self.config.feature_size)
