@@ -23,6 +23,11 @@ SPECS = {
     "InternVL2.5-8B: Llama, dynamic rope": TinyInternvl(
         text="llama", rope={"rope_type": "dynamic", "rope_theta": 5e3, "factor": 2.0}, seed=1
     ),
+    "InternVL3.5: Qwen3": TinyInternvl(text="qwen3", decoder={"head_dim": 16}, seed=11),
+    "InternVL3.5-1B: Qwen3, tied": TinyInternvl(text="qwen3", decoder={"head_dim": 16}, tied=True, seed=12),
+    "Qwen3 with biases": TinyInternvl(
+        text="qwen3", decoder={"head_dim": 8, "attention_bias": True, "rms_norm_eps": 1e-2}, seed=13
+    ),
     "InternViT-6B": TinyInternvl(vision=VIT_6B, seed=2),
     "class token's norm": TinyInternvl(vision={"use_mean_pooling": False}, seed=3),
     "no positions, layer norm's epsilon": TinyInternvl(
@@ -212,7 +217,11 @@ def test_published_sizes_have_the_weights_of_transformers(text, vision):
         (None, {"downsample_ratio": 0.25}, "6 × 6 patches cannot be joined 4 × 4"),
         (None, {"image_token_id": ...}, "lacks the field 'image_token_id'"),
         (None, {"text_config": ...}, "its name ends in -hf"),
-        ("text_config", {"model_type": "qwen3"}, "'model_type' is 'qwen3', supported: llama, qwen2"),
+        (
+            "text_config",
+            {"model_type": "qwen3_moe"},
+            "'model_type' is 'qwen3_moe', supported: llama, qwen2, qwen3",
+        ),
         (
             "text_config",
             {"use_sliding_window": True, "sliding_window": 9},
