@@ -165,7 +165,11 @@ class PrunedModel:
         ]
         self.numberings = segment_numberings([planned.site.positions for planned in plan.sites])
         self.axes = AXES[plan.geometry.positions]
-        self.gather = GatherStage(width, self.axes, probe=plan.probe is not None) if plan.sites else None
+        self.gather = None
+        if plan.sites:
+            self.gather = GatherStage(
+                width, self.axes, probe=plan.probe is not None, deepstack_layers=plan.carried_deepstack_layers
+            )
         rate = plan.rate(weights)
         self.rate = None if rate is None else RateStage(rate[1], self.segments[rate[0]])
         decoder = model.config.decoder
@@ -262,16 +266,14 @@ class PrunedModel:
         embedded = run(
             self.embed,
             {
+                **{spec.name: visual[spec.name] for spec in self.embed.inputs if spec.name in visual},
                 names.INPUT_IDS: torch.from_numpy(input_ids).unsqueeze(0),
-                names.IMAGE_FEATURES: visual[names.IMAGE_FEATURES],
-                names.IMAGE_SLOTS: visual[names.IMAGE_SLOTS],
             },
         )
         state = {
+            **embedded,
             names.HIDDEN_STATES: embedded[names.INPUTS_EMBEDS],
             names.POSITION_IDS: torch.from_numpy(positions),
-            names.VISUAL_SLOTS: embedded[names.VISUAL_SLOTS],
-            names.INPUTS_EMBEDS: embedded[names.INPUTS_EMBEDS],
             names.PROMPT_SLOTS: embedded[names.VISUAL_SLOTS],
             **self._probe(layout, positions, visual, embedded[names.VISUAL_SLOTS], guide, run),
         }
@@ -324,14 +326,10 @@ class PrunedModel:
             return outputs
 
         embedded = run(
-            self.embed,
-            {
-                names.INPUT_IDS: torch.tensor([[token_id]]),
-                names.IMAGE_FEATURES: torch.zeros(1, width, dtype=self.dtype),
-                names.IMAGE_SLOTS: torch.zeros(1, dtype=torch.int64),
-            },
+            self.embed, {names.INPUT_IDS: torch.tensor([[token_id]]), **self._no_visual_tokens()}
         )
         state = {
+            **embedded,
             names.HIDDEN_STATES: embedded[names.INPUTS_EMBEDS],
             names.PROBE_WEIGHTS: torch.zeros(0, 1),
             names.PROBE_OFFSET: torch.zeros(0, width, dtype=self.dtype),
@@ -394,11 +392,18 @@ class PrunedModel:
             available = tower.outputs | rows
             inputs = {spec.name: available[spec.name] for spec in self.projector.inputs}
             return tower.outputs | run(self.projector, inputs)
-        width = self.model.config.decoder.hidden_size
-        return {
+        return self._no_visual_tokens()
+
+    def _no_visual_tokens(self) -> dict[str, Tensor]:
+        """One row that no placeholder asks for: text alone has no visual tokens."""
+        width, added = self.model.config.decoder.hidden_size, self.model.config.geometry.deepstack_layers
+        visual = {
             names.IMAGE_FEATURES: torch.zeros(1, width, dtype=self.dtype),
             names.IMAGE_SLOTS: torch.zeros(1, dtype=torch.int64),
         }
+        if added:
+            visual[names.IMAGE_DEEPSTACK_FEATURES] = torch.zeros(added, 1, width, dtype=self.dtype)
+        return visual
 
     def _probe(
         self,

@@ -86,6 +86,12 @@ class PruningPlan:
         return (Cut(0), *(planned.site.cut for planned in self.sites), Cut(self.geometry.num_layers))
 
     @property
+    def carried_deepstack_layers(self) -> int:
+        """J where what DeepStack adds behind the first J layers has to travel through sites; 0 where none is so early."""
+        added = self.geometry.deepstack_layers
+        return added if any(planned.site.cut < Cut(added) for planned in self.sites) else 0
+
+    @property
     def tokens_per_tile(self) -> int | None:
         """Visual tokens of a tile that enter the projector, the most if it depends on the picture; None = all."""
         return next((n for m in self.methods if (n := m.tokens_per_tile(self.geometry)) is not None), None)
@@ -137,10 +143,16 @@ class PruningPlan:
         }
 
     def _check_merging(self) -> None:
-        """A site that merges dropped tokens needs as many as it counts on, and carries no probe rows."""
+        """A site that merges dropped tokens needs as many as it counts on, and carries no probe rows or additions."""
         entering: int | None = self.tokens_per_tile or self.geometry.num_patches
+        added = self.geometry.deepstack_layers
         for planned in self.sites:
             site = planned.site
+            if site.merged_per_image and site.cut < Cut(added):
+                raise PruningError(
+                    f"{planned.method.name} merges tokens {site.cut.description}, and DeepStack adds features of single "
+                    f"tokens behind the first {added} layers: merge before layer {added} or later"
+                )
             if site.merged_per_image and site.keep_per_image is not None:
                 needed = site.keep_per_image - site.merged_per_image + site.recycled_per_image
                 if self.probe is not None or entering is None or entering < needed:

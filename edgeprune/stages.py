@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgeprune import tensor_names as names
 from edgeprune.errors import PruningError
+from edgeprune.models.deepstack import features_by_row
 from edgeprune.models.llama import Probe, blocks_between, causal_mask, rotary_angles, run_blocks
 from edgeprune.models.vision_language import VisionLanguageModel
 from edgeprune.operators.token_gather import token_gather
@@ -96,6 +97,7 @@ class ProjectorStage(Stage):
         self.name = "projector"
         self.model = model
         config = model.config
+        self.deepstack_layers = config.geometry.deepstack_layers
         self.inputs = (
             TensorSpec(names.PATCH_FEATURES, "model", ("patch_rows", config.feature_size)),
             TensorSpec(names.PATCH_SLOTS, "int64", ("patch_rows",)),
@@ -104,19 +106,24 @@ class ProjectorStage(Stage):
         self.outputs = (
             TensorSpec(names.IMAGE_FEATURES, "model", ("visual_tokens", config.decoder.hidden_size)),
             TensorSpec(names.IMAGE_SLOTS, "int64", ("visual_tokens",)),
+            *_deepstack_specs(model, names.IMAGE_DEEPSTACK_FEATURES, "visual_tokens"),
         )
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gather and project."""
         rows = inputs[names.FEATURE_ROWS]
         own = rows.clamp(min=0)
-        projected = self.model.project(inputs[names.PATCH_FEATURES].index_select(0, own))
+        features = inputs[names.PATCH_FEATURES].index_select(0, own)
+        projected = self.model.project(features)
         slots = inputs[names.PATCH_SLOTS].index_select(0, own)
         newline = self.model.newline
         if newline is not None:
             projected = torch.where(rows.unsqueeze(1) < 0, newline.to(projected.dtype), projected)
             slots = torch.where(rows < 0, -1 - rows, slots)
-        return {names.IMAGE_FEATURES: projected, names.IMAGE_SLOTS: slots}
+        outputs = {names.IMAGE_FEATURES: projected, names.IMAGE_SLOTS: slots}
+        if self.deepstack_layers:
+            outputs[names.IMAGE_DEEPSTACK_FEATURES] = self.model.deepstack(features)
+        return outputs
 
 
 class EmbedStage(Stage):
@@ -131,10 +138,12 @@ class EmbedStage(Stage):
             TensorSpec(names.INPUT_IDS, "int64", (1, "sequence")),
             TensorSpec(names.IMAGE_FEATURES, "model", ("visual_tokens", width)),
             TensorSpec(names.IMAGE_SLOTS, "int64", ("visual_tokens",)),
+            *_deepstack_specs(model, names.IMAGE_DEEPSTACK_FEATURES, "visual_tokens"),
         )
         self.outputs = (
             TensorSpec(names.INPUTS_EMBEDS, "model", (1, "sequence", width)),
             TensorSpec(names.VISUAL_SLOTS, "int64", ("sequence",)),
+            *_deepstack_specs(model, names.DEEPSTACK_FEATURES, "sequence"),
         )
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,7 +151,12 @@ class EmbedStage(Stage):
         hidden, slots = self.model.embed(
             inputs[names.INPUT_IDS], inputs[names.IMAGE_FEATURES], inputs[names.IMAGE_SLOTS]
         )
-        return {names.INPUTS_EMBEDS: hidden, names.VISUAL_SLOTS: slots}
+        outputs = {names.INPUTS_EMBEDS: hidden, names.VISUAL_SLOTS: slots}
+        if names.IMAGE_DEEPSTACK_FEATURES in inputs:
+            outputs[names.DEEPSTACK_FEATURES] = features_by_row(
+                inputs[names.IMAGE_DEEPSTACK_FEATURES], slots
+            )
+        return outputs
 
 
 class GuideStage(Stage):
@@ -188,6 +202,11 @@ class SegmentStage(Stage):
         self.layers = tuple(
             layer for layer, block in blocks_between(self.start, self.end) if block == "attention"
         )
+        # What it adds behind its MLPs (DeepStack).
+        self.adds = any(
+            block == "mlp" and layer < plan.geometry.deepstack_layers
+            for layer, block in blocks_between(self.start, self.end)
+        )
         self.is_last = index == len(cuts) - 2
         reads = {name for planned in plan.sites for name in planned.site.reads}
         self.query_layers = tuple(layer for layer in self.layers if names.query(layer) in reads)
@@ -201,6 +220,8 @@ class SegmentStage(Stage):
     def _input_specs(self) -> tuple[TensorSpec, ...]:
         config = self.model.config.decoder
         specs = [TensorSpec(names.HIDDEN_STATES, "model", (1, "sequence", config.hidden_size))]
+        if self.adds:
+            specs.extend(_deepstack_specs(self.model, names.DEEPSTACK_FEATURES, "sequence"))
         if not self.layers:
             # Nothing (a site before layer 0), or only an MLP and the head (a site inside the last layer).
             return tuple(specs)
@@ -265,6 +286,7 @@ class SegmentStage(Stage):
             past,
             probe,
             self.probe_layers,
+            inputs[names.DEEPSTACK_FEATURES] if self.adds else None,
         )
         outputs: dict[str, Tensor] = {}
         if self.is_last:
@@ -368,7 +390,15 @@ class SelectStage(Stage):
 class GatherStage(Stage):
     """The kept rows of everything that travels to the next segment; runs in prefill only."""
 
-    def __init__(self, hidden_size: int, axes: int, *, probe: bool) -> None:
+    def __init__(self, hidden_size: int, axes: int, *, probe: bool, deepstack_layers: int = 0) -> None:
+        """Say what travels.
+
+        Args:
+            hidden_size: C.
+            axes: Position ids of a row.
+            probe: Whether the probe's weights do.
+            deepstack_layers: Additions that do, J; 0 where no site lies before the last of them.
+        """
         super().__init__()
         self.name = "gather"
         self.carried = (
@@ -376,6 +406,18 @@ class GatherStage(Stage):
             (TensorSpec(names.POSITION_IDS, "int64", (axes, "sequence")), 1),
             (TensorSpec(names.VISUAL_SLOTS, "int64", ("sequence",)), 0),
             *([(TensorSpec(names.PROBE_WEIGHTS, "float32", ("probe_rows", "sequence")), 1)] if probe else []),
+            *(
+                [
+                    (
+                        TensorSpec(
+                            names.DEEPSTACK_FEATURES, "model", (deepstack_layers, "sequence", hidden_size)
+                        ),
+                        1,
+                    )
+                ]
+                if deepstack_layers
+                else []
+            ),
         )
         self.inputs = (
             TensorSpec(names.KEEP_INDICES, "int64", ("kept",)),
@@ -445,6 +487,12 @@ class CompactStage(Stage):
         cached = [inputs[names.CACHED_KEY], inputs[names.CACHED_VALUE]]
         key, value = token_gather(inputs[names.KEEP_INDICES], cached, [2, 2])
         return {names.out(names.CACHED_KEY): key, names.out(names.CACHED_VALUE): value}
+
+
+def _deepstack_specs(model: VisionLanguageModel, name: str, rows: str) -> tuple[TensorSpec, ...]:
+    """The tensor of DeepStack's additions, by visual token or by row; none in a family without them."""
+    added, width = model.config.geometry.deepstack_layers, model.config.decoder.hidden_size
+    return (TensorSpec(name, "model", (added, rows, width)),) if added else ()
 
 
 def _as_input(spec: TensorSpec) -> TensorSpec:

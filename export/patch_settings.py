@@ -1,4 +1,4 @@
-"""Settings of Qwen2-VL's image processor."""
+"""Settings of Qwen2-VL's image processor, which Qwen2.5-VL and Qwen3-VL have, too."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ _MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
 
 
 def patch_preprocessing_from_checkpoint(path: Path) -> PatchPreprocessing:
-    """Read processor_config.json or preprocessor_config.json of a Qwen2-VL or Qwen2.5-VL checkpoint.
+    """Read processor_config.json or preprocessor_config.json of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
 
     The pixels will be those of the Pillow backend; transformers' torchvision backend resamples slightly differently.
 
@@ -50,12 +50,14 @@ def patch_preprocessing_from_checkpoint(path: Path) -> PatchPreprocessing:
         raise CheckpointError(f"{source} sets do_resize to false: set it to true, pictures have any size")
     config = read_json(path / "config.json")
     vision = config.get("vision_config") or {}
+    # What the family's configuration assumes: of Qwen3-VL, other patches than the processor does.
+    assumed = {**_PATCH_DEFAULTS, **({"patch_size": 16} if config.get("model_type") == "qwen3_vl" else {})}
     for ours, theirs in (
         ("patch_size", "patch_size"),
         ("temporal_patch_size", "temporal_patch_size"),
         ("merge_size", "spatial_merge_size"),
     ):
-        expected = vision.get(theirs, _PATCH_DEFAULTS[ours])
+        expected = vision.get(theirs, assumed[ours])
         if settings[ours] != expected:
             raise CheckpointError(
                 f"{source} has {ours} {settings[ours]!r}, config.json's vision_config {theirs} {expected!r}: "

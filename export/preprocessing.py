@@ -15,6 +15,7 @@ _READERS: dict[str, Callable[[Path], PicturePreprocessing]] = {
     "internvl": tile_preprocessing_from_checkpoint,
     "qwen2_vl": patch_preprocessing_from_checkpoint,
     "qwen2_5_vl": patch_preprocessing_from_checkpoint,
+    "qwen3_vl": patch_preprocessing_from_checkpoint,
 }
 
 

@@ -21,8 +21,9 @@ _CONTEXT_LENGTHS = {
     "qwen2_vl_text": 32768,
     "qwen2_5_vl_text": 32768,
     "qwen3": 32768,
+    "qwen3_vl_text": 128000,
 }
-_IMAGE_TOKEN_IDS = {"qwen2_vl": 151655, "qwen2_5_vl": 151655}
+_IMAGE_TOKEN_IDS = {"qwen2_vl": 151655, "qwen2_5_vl": 151655, "qwen3_vl": 151655}
 
 _VICUNA_TEMPLATE = """\
 {%- for message in messages -%}

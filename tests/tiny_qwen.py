@@ -1,4 +1,4 @@
-"""Tiny random Qwen2-VL and Qwen2.5-VL checkpoints, whole as Hugging Face saves them, and transformers' own runs."""
+"""Tiny random Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints, whole as Hugging Face saves them, and transformers' own runs."""
 
 import json
 from dataclasses import dataclass
@@ -22,6 +22,9 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
 )
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -65,6 +68,8 @@ class TinyQwen:
     merge_size: int = 2
     window_size: int = 16
     global_layers: tuple[int, ...] = (1,)
+    position_side: int = 5
+    deepstack_layers: tuple[int, ...] = (0, 2)
     tied: bool = False
     max_tokens: int = 80
     std: float = 0.2
@@ -82,9 +87,12 @@ class TinyQwen:
 
 
 QWEN2, QWEN25 = TinyQwen(), TinyQwen("qwen2_5_vl", seed=1)
+# Frequencies that take turns, and a remainder that turns with time.
+QWEN3 = TinyQwen("qwen3_vl", mrope_section=(3, 2, 1), seed=11)
 CLASSES = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor),
     "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor),
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor),
 }
 
 
@@ -115,7 +123,17 @@ def build_qwen(folder: Path, spec: TinyQwen = QWEN2) -> Path:
         "patch_size": spec.patch_size,
         "spatial_merge_size": spec.merge_size,
     }
-    if spec.model_type == "qwen2_vl":
+    if spec.model_type == "qwen3_vl":
+        text["head_dim"] = spec.head_dim
+        text["rope_parameters"]["mrope_interleaved"] = True
+        vision |= {
+            "hidden_size": spec.vision_hidden,
+            "out_hidden_size": spec.hidden_size,
+            "intermediate_size": 36,
+            "num_position_embeddings": spec.position_side**2,
+            "deepstack_visual_indexes": list(spec.deepstack_layers),
+        }
+    elif spec.model_type == "qwen2_vl":
         vision |= {"embed_dim": spec.vision_hidden, "hidden_size": spec.hidden_size, "mlp_ratio": 2}
     else:
         vision |= {
@@ -152,10 +170,12 @@ def qwen_processor(spec: TinyQwen, tokenizer: Qwen2Tokenizer) -> Qwen2VLProcesso
         def get_attributes(cls) -> list[str]:
             return ["image_processor", "tokenizer"]
 
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if spec.model_type == "qwen3_vl" else {}
     images = Qwen2VLImageProcessorPil(
         size={"shortest_edge": 4 * spec.factor**2, "longest_edge": spec.max_tokens * spec.factor**2},
         patch_size=spec.patch_size,
         merge_size=spec.merge_size,
+        **half,
     )
     return PictureProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE)
 

@@ -9,13 +9,6 @@ Meng et al., "DeepStack: Deeply Stacking Visual Tokens is Surprisingly Simple an
 import torch
 from torch import Tensor
 
-from edgeprune.models.llama import Cut
-
-
-def last_addition(num_layers: int) -> Cut:
-    """Where the rows have all that DeepStack adds behind ``num_layers`` decoder layers: no site from here on needs more."""
-    return Cut(num_layers)
-
 
 def features_by_row(features: Tensor, visual_slots: Tensor) -> Tensor:
     """Lay the features of visual tokens into the rows of the sequence.

@@ -10,6 +10,7 @@ from edgeprune.models.llava import LlavaConfig, LlavaModel
 from edgeprune.models.llava_next import LlavaNextConfig, LlavaNextModel
 from edgeprune.models.qwen2_5_vl import Qwen25VlConfig, Qwen25VlModel
 from edgeprune.models.qwen2_vl import Qwen2VlConfig, Qwen2VlModel
+from edgeprune.models.qwen3_vl import Qwen3VlConfig, Qwen3VlModel
 from edgeprune.models.vision_language import VisionLanguageModel
 
 
@@ -73,6 +74,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen2_5_vl": Family(
         lambda config: Qwen25VlModel(Qwen25VlConfig.from_huggingface(config)),
+        _QWEN_RENAMES,
+    ),
+    "qwen3_vl": Family(
+        lambda config: Qwen3VlModel(Qwen3VlConfig.from_huggingface(config)),
         _QWEN_RENAMES,
     ),
 }

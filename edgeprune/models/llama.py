@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from edgeprune.errors import CheckpointError, PruningError
 from edgeprune.models.config_fields import read_field, require_choice
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3", "qwen3_vl_text")
 
 # What Hugging Face's configurations assume where config.json leaves it out, if not what LlamaConfig does.
 _DEFAULTS: Mapping[str, Mapping[str, int]] = {
@@ -61,6 +61,8 @@ class LlamaConfig:
         tie_word_embeddings: Whether the head uses the embedding matrix.
         mrope_section: How many frequencies turn with each of several position ids of a row (M-RoPE, Qwen2-VL);
             empty = a row has one.
+        mrope_interleaved: Whether they take turns (time, row, column, time …) until a section is used up, and time has
+            the rest (Qwen3-VL), instead of lying one section behind the other.
         head_norms: Whether an RMS norm of each query and key head runs before the rotary embedding (Qwen3).
     """
 
@@ -80,6 +82,7 @@ class LlamaConfig:
     mlp_bias: bool
     tie_word_embeddings: bool
     mrope_section: tuple[int, ...] = ()
+    mrope_interleaved: bool = False
     head_norms: bool = False
 
     def __post_init__(self) -> None:
@@ -142,7 +145,8 @@ class LlamaConfig:
             mlp_bias=read_field(config, "mlp_bias", bool, False),
             tie_word_embeddings=tie_word_embeddings,
             mrope_section=tuple(int(size) for size in rope.get("mrope_section") or ()),
-            head_norms=model_type == "qwen3",
+            mrope_interleaved=model_type == "qwen3_vl_text",
+            head_norms=model_type.startswith("qwen3"),
         )
 
 
@@ -401,11 +405,21 @@ def rotary_angles(
         dtype=torch.float32,
         device=position_ids.device,
     )
+    if config.mrope_interleaved:
+        axes = torch.tensor(_interleaved_axes(config.mrope_section, half), device=position_ids.device)
+        angles = (position_ids.to(torch.float32).index_select(0, axes).T * inverse).unsqueeze(0)
+        return RotaryAngles(angles.cos().to(dtype), angles.sin().to(dtype), fused)
     angles = position_ids.unsqueeze(-1).to(torch.float32) * inverse
     if config.mrope_section:
         parts = torch.split(angles, list(config.mrope_section), dim=-1)
         angles = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1).unsqueeze(0)
     return RotaryAngles(angles.cos().to(dtype), angles.sin().to(dtype), fused)
+
+
+def _interleaved_axes(section: Sequence[int], half: int) -> list[int]:
+    """Which position id turns each of ``half`` frequencies: time 0, row 1, column 2."""
+    turns = [index % 3 for index in range(half)]
+    return [axis if index < 3 * section[axis] else 0 for index, axis in enumerate(turns)]
 
 
 class BlocksOutput(NamedTuple):
@@ -438,6 +452,7 @@ def run_blocks(
     past: Mapping[int, tuple[Tensor, Tensor]],
     probe: Probe | None = None,
     probe_layers: Sequence[int] = (),
+    deepstack: Tensor | None = None,
 ) -> BlocksOutput:
     """Run the blocks between two cuts.
 
@@ -451,12 +466,15 @@ def run_blocks(
         past: Cached keys and values [B, Hkv, P, D] by layer.
         probe: Probe rows, for the layers of ``probe_layers``.
         probe_layers: Layers that project the probe rows.
+        deepstack: [J, S, C], added behind the first J layers (:mod:`edgeprune.models.deepstack`).
     """
     attentions: dict[int, AttentionOutput] = {}
     for index, block in blocks_between(start, end):
         layer = decoder.layer(index)
         if block == "mlp":
             hidden = layer.feed_forward(hidden)
+            if deepstack is not None and index < deepstack.shape[0]:
+                hidden = hidden + deepstack[index]
             continue
         assert angles is not None
         assert mask is not None

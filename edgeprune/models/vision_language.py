@@ -149,6 +149,10 @@ class VisionLanguageModel(nn.Module):
         """[…, F] → […, C]."""
         raise NotImplementedError
 
+    def deepstack(self, features: Tensor) -> Tensor:
+        """[N, F] → [J, N, C], where ``config.geometry.deepstack_layers`` is J and not 0."""
+        raise NotImplementedError
+
     @property
     def newline(self) -> Tensor | None:
         """[C], the learned row that the family inserts among visual tokens, if it does."""

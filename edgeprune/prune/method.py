@@ -38,6 +38,8 @@ class ModelGeometry:
         patches_per_token: Patches that become one visual token behind the tower.
         has_clip_tower: Whether the vision tower is one of CLIP's, which has a text tower to it.
         positions: Kind of position ids (:mod:`edgeprune.positions`).
+        deepstack_layers: Decoder layers, the first ones, behind which features of the tower are added to the visual
+            rows (:mod:`edgeprune.models.deepstack`).
     """
 
     num_layers: int
@@ -53,6 +55,7 @@ class ModelGeometry:
     patches_per_token: int = 1
     has_clip_tower: bool = True
     positions: str = SEQUENTIAL
+    deepstack_layers: int = 0
 
     @property
     def one_size(self) -> bool:
