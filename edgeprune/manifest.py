@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from edgeprune import tensor_names as names
 from edgeprune.calibration_entry import CalibrationEntry
 from edgeprune.errors import BundleError
 from edgeprune.json_data import from_json, to_json
@@ -385,10 +386,23 @@ class Manifest:
             raise BundleError(
                 "the manifest's sites do not lie between its segments: export the checkpoint again"
             )
+        if not 0 <= self.deepstack_layers <= self.geometry.num_layers:
+            raise BundleError(
+                f"the manifest's projector has features for {self.deepstack_layers} of {self.geometry.num_layers} "
+                "decoder layers: export the checkpoint again"
+            )
         if self.calibration is not None:
             self.calibration.check_names(
                 [segment.graph for segment in self.segments], [site.graph for site in self.sites]
             )
+
+    @property
+    def deepstack_layers(self) -> int:
+        """Decoder layers behind which DeepStack adds features of the vision tower; 0 in most families."""
+        outputs = {tensor.name: tensor for tensor in self.graphs["projector"].outputs}
+        features = outputs.get(names.IMAGE_DEEPSTACK_FEATURES)
+        added = features.shape[0] if features is not None and features.shape else 0
+        return added if isinstance(added, int) else 0
 
     def files(self) -> list[FileEntry]:
         """Every file that the manifest names, each once."""

@@ -24,6 +24,10 @@ from edgeprune.runtimes.pictures import PreparedPictures
 from edgeprune.visual_layout import FeatureRows, VisualLayout
 
 
+# What every segment is offered; a graph that does not read one of them leaves it.
+_TRAVELLING = (names.HIDDEN_STATES, names.POSITION_IDS, names.DEEPSTACK_FEATURES)
+
+
 class Stopwatch:
     """Milliseconds by name.
 
@@ -136,6 +140,10 @@ class GraphChain:
             names.IMAGE_FEATURES: backend.upload(np.zeros((1, width), self.dtype)),
             names.IMAGE_SLOTS: backend.upload(np.zeros(1, np.int64)),
         }
+        if added := manifest.deepstack_layers:
+            self._no_visual[names.IMAGE_DEEPSTACK_FEATURES] = backend.upload(
+                np.zeros((added, 1, width), self.dtype)
+            )
         self._no_probe = {
             names.PROBE_OFFSET: backend.upload(np.zeros((0, width), self.dtype)),
             names.PROBE_POSITION_IDS: backend.upload(np.zeros((self._axes, 0), np.int64)),
@@ -257,16 +265,13 @@ class GraphChain:
     def _embed(
         self, token_ids: NDArray[np.int64], visual: Mapping[str, DeviceTensor]
     ) -> dict[str, DeviceTensor]:
-        inputs = {
-            names.INPUT_IDS: self.backend.upload(token_ids[None]),
-            names.IMAGE_FEATURES: visual[names.IMAGE_FEATURES],
-            names.IMAGE_SLOTS: visual[names.IMAGE_SLOTS],
-        }
+        inputs = {names.INPUT_IDS: self.backend.upload(token_ids[None])}
+        for entry in self.manifest.graphs["embed"].inputs:
+            if entry.name != names.INPUT_IDS:
+                inputs[entry.name] = visual[entry.name]
         outputs = self.graphs["embed"].run(inputs, {})
-        return {
-            names.HIDDEN_STATES: outputs[names.INPUTS_EMBEDS],
-            names.VISUAL_SLOTS: outputs[names.VISUAL_SLOTS],
-        }
+        beside = {name: tensor for name, tensor in outputs.items() if name != names.INPUTS_EMBEDS}
+        return {names.HIDDEN_STATES: outputs[names.INPUTS_EMBEDS], **beside}
 
     def _probe(
         self,
@@ -318,7 +323,7 @@ class GraphChain:
         self, index: int, state: Mapping[str, DeviceTensor], cache: SegmentCache, num_new: int
     ) -> dict[str, DeviceTensor]:
         segment = self.manifest.segments[index]
-        inputs = {name: state[name] for name in (names.HIDDEN_STATES, names.POSITION_IDS)} | cache.past()
+        inputs = {name: state[name] for name in _TRAVELLING if name in state} | cache.past()
         if segment.probe:
             for name in (names.PROBE_WEIGHTS, names.PROBE_OFFSET, names.PROBE_POSITION_IDS):
                 inputs[name] = state[name]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoints import CORPUS, add_dyrate, write_pruning
 from tiny_llava_next import TinyLlavaNext, build_llava_next, with_base
-from tiny_qwen import QWEN2, TinyQwen, build_qwen
+from tiny_qwen import QWEN2, QWEN3, TinyQwen, build_qwen
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.export.check_pictures import check_pictures
@@ -43,6 +43,17 @@ def qwen_bundle(tmp_path_factory) -> Path:
         tmp_path_factory.mktemp("qwen") / "qwen", TinyQwen("qwen2_5_vl", vision_layers=2, seed=9)
     )
     add_dyrate(folder, layer=3, heads=QWEN2.heads)
+    adaptprune = {"method": "adaptprune", "parameters": {"layer": 1, "keep_ratio": 0.7}}
+    dyrate = {"method": "dyrate", "parameters": {"layer": 3, "num_rates": 8}}
+    write_pruning(folder, [adaptprune, dyrate])
+    return export(folder, folder.parent / "bundle").path
+
+
+@pytest.fixture(scope="module")
+def qwen3_bundle(tmp_path_factory) -> Path:
+    """DeepStack's features, gathered at a site among the additions, not behind it; then a growing rate."""
+    folder = build_qwen(tmp_path_factory.mktemp("qwen3") / "qwen", QWEN3)
+    add_dyrate(folder, layer=3, heads=QWEN3.heads)
     adaptprune = {"method": "adaptprune", "parameters": {"layer": 1, "keep_ratio": 0.7}}
     dyrate = {"method": "dyrate", "parameters": {"layer": 3, "num_rates": 8}}
     write_pruning(folder, [adaptprune, dyrate])
@@ -122,7 +133,7 @@ def assert_same(request: dict, found: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*FIXTURES, "prumerge", "qwen", "llava_next", "internvl"], ids=lambda name: name
+    "name", [*FIXTURES, "prumerge", "qwen", "qwen3", "llava_next", "internvl"], ids=lambda name: name
 )
 def test_answers_are_pythons(cpp, name, pictures, request):
     bundle = request.getfixturevalue(f"{name}_bundle")

@@ -6,6 +6,7 @@
 #include <limits>
 #include <sstream>
 
+#include "decoder/tensor_names.h"
 #include "error.h"
 
 namespace edgeprune {
@@ -106,6 +107,7 @@ GeometryEntry geometry_entry(const Json& data, const std::string& where) {
   }
   GeometryEntry entry;
   entry.hidden_size = fields.integer("hidden_size");
+  entry.num_layers = fields.integer("num_layers");
   entry.num_kv_heads = fields.integer("num_kv_heads");
   entry.head_dim = fields.integer("head_dim");
   entry.vocab_size = fields.integer("vocab_size");
@@ -238,6 +240,10 @@ void check_whole(const Manifest& manifest) {
   if (manifest.segments.empty() || manifest.sites.size() != manifest.segments.size() - 1) {
     throw BundleError("the manifest's sites do not lie between its segments: export the checkpoint again");
   }
+  if (manifest.deepstack_layers() < 0 || manifest.deepstack_layers() > manifest.geometry.num_layers) {
+    throw BundleError("the manifest's projector has features for " + std::to_string(manifest.deepstack_layers()) + " of " +
+                      std::to_string(manifest.geometry.num_layers) + " decoder layers: export the checkpoint again");
+  }
   if (manifest.probe && manifest.probe->guided && !manifest.probe->guide_tokenizer) {
     throw BundleError("the manifest's probe is guided and names no guide_tokenizer: export the checkpoint again");
   }
@@ -268,6 +274,13 @@ Json manifest_json(const std::string& text, const std::filesystem::path& path) {
 }
 
 }  // namespace
+
+int64_t Manifest::deepstack_layers() const {
+  for (const TensorEntry& entry : graphs.at("projector").outputs) {
+    if (entry.name == names::kImageDeepstackFeatures && !entry.shape.empty()) return entry.shape.front().size;
+  }
+  return 0;
+}
 
 std::vector<FileEntry> Manifest::files() const {
   std::vector<FileEntry> entries = {tokenizer};

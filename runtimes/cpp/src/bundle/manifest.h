@@ -43,6 +43,7 @@ struct GraphEntry {
 // Of the sizes those that running needs; all of them are checked.
 struct GeometryEntry {
   int64_t hidden_size = 0;
+  int64_t num_layers = 0;
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   int64_t vocab_size = 0;
@@ -125,6 +126,8 @@ struct Manifest {
   Json prompt;
   FileEntry tokenizer;
 
+  // Decoder layers behind which DeepStack adds features of the vision tower; 0 in most families.
+  int64_t deepstack_layers() const;
   // Every file that the manifest names but for the engines; some of them twice.
   std::vector<FileEntry> files() const;
 };

@@ -64,6 +64,9 @@ GraphChain::GraphChain(const Bundle& bundle, Backend& backend, Pruner pruner)
   const int64_t width = manifest_.geometry.hidden_size;
   no_visual_ = {{names::kImageFeatures, backend.upload(zero_tensor({1, width}, type_))},
                 {names::kImageSlots, backend.upload(int64_tensor({0}))}};
+  if (const int64_t added = manifest_.deepstack_layers()) {
+    no_visual_[names::kImageDeepstackFeatures] = backend.upload(zero_tensor({added, 1, width}, type_));
+  }
   no_probe_ = {{names::kProbeOffset, backend.upload(host_tensor({0, width}, type_))},
                {names::kProbePositionIds,
                 backend.upload(host_tensor({manifest_.geometry.position_axes, 0}, DataType::int64))}};
@@ -185,11 +188,12 @@ TensorMap GraphChain::visual_tokens(const TowerOutput* tower, Stopwatch& watch) 
 }
 
 TensorMap GraphChain::embedded(const std::vector<int64_t>& token_ids, const TensorMap& visual) const {
-  const TensorMap inputs = {{names::kInputIds, int64_tensor(token_ids, {1, static_cast<int64_t>(token_ids.size())})},
-                            {names::kImageFeatures, among(visual, names::kImageFeatures)},
-                            {names::kImageSlots, among(visual, names::kImageSlots)}};
-  const TensorMap outputs = graph("embed").run(inputs, {});
-  return {{names::kHiddenStates, among(outputs, names::kInputsEmbeds)}, {names::kVisualSlots, among(outputs, names::kVisualSlots)}};
+  TensorMap available = {{names::kInputIds, int64_tensor(token_ids, {1, static_cast<int64_t>(token_ids.size())})}};
+  add_missing(available, visual);
+  TensorMap outputs = graph("embed").run(selected(manifest_.graphs.at("embed").inputs, available), {});
+  outputs[names::kHiddenStates] = among(outputs, names::kInputsEmbeds);
+  outputs.erase(names::kInputsEmbeds);
+  return outputs;
 }
 
 // The probe rows of a prompt; none for a prompt without pictures.
@@ -229,7 +233,10 @@ TensorMap GraphChain::probe(const SequenceLayout& layout, const std::vector<int6
 TensorMap GraphChain::run_segment(size_t index, const TensorMap& state, SegmentCache& cache, int64_t num_new) const {
   const SegmentEntry& segment = manifest_.segments[index];
   TensorMap inputs = cache.past();
-  for (const char* name : {names::kHiddenStates, names::kPositionIds}) inputs[name] = among(state, name);
+  // A graph that does not read one of them leaves it.
+  for (const char* name : {names::kHiddenStates, names::kPositionIds, names::kDeepstackFeatures}) {
+    if (const Tensor* tensor = find(state, name)) inputs[name] = *tensor;
+  }
   if (segment.probe) {
     for (const char* name : {names::kProbeWeights, names::kProbeOffset, names::kProbePositionIds}) {
       inputs[name] = among(state, name);
