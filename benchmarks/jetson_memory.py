@@ -33,6 +33,7 @@ class Model:
     tiles: int
     patches_per_token: int
     projector: tuple[int, ...]
+    deepstack: int = 0
 
     def quantized_weights(self) -> int:
         """Values in the decoder's products and the head."""
@@ -45,7 +46,8 @@ class Model:
         """Values in embedding, tower and projector."""
         layers, width, inner, matrices = self.tower
         projector = sum(a * b for a, b in zip(self.projector, self.projector[1:], strict=False))
-        return self.vocabulary * self.hidden + layers * (4 * width**2 + matrices * width * inner) + projector
+        tower = layers * (4 * width**2 + matrices * width * inner)
+        return self.vocabulary * self.hidden + tower + (1 + self.deepstack) * projector
 
     def estimate(self, precision: str) -> MemoryEstimate:
         """Memory for one picture and SEQUENCE rows."""
@@ -77,8 +79,8 @@ class Model:
             projector_sizes=self.projector,
         )
         weights = int(self.quantized_weights() * BYTES_PER_WEIGHT[precision] + self.other_weights() * 2)
-        # Of a manifest, the estimate reads the geometry alone.
-        manifest = SimpleNamespace(geometry=geometry)
+        # All that the estimate reads of a manifest.
+        manifest = SimpleNamespace(geometry=geometry, deepstack_layers=self.deepstack)
         return MemoryModel(manifest, {"all": weights}, {}, Limits(1, SEQUENCE), 2).estimate()
 
 

@@ -247,6 +247,8 @@ def _calibrated_means(manifest: Manifest) -> dict[str, float]:
 def _prefill_cost(manifest: Manifest, means: Mapping[str, float]) -> PrefillCost:
     geometry, sites = manifest.geometry, manifest.sites
     shape = DecoderShape.from_geometry(geometry)
+    # DeepStack's mergers are projectors of the same sizes.
+    projectors = 1 + manifest.deepstack_layers
     num_layers, unpruned_tokens = geometry.num_layers, geometry.typical_tokens
     kept, counts = _kept_counts(manifest, means)
     tokens_in = geometry.tokens_per_image
@@ -258,9 +260,9 @@ def _prefill_cost(manifest: Manifest, means: Mapping[str, float]) -> PrefillCost
         mlp_layers=tuple(range(geometry.vision_layers)),
         visual_tokens=unpruned_tokens,
         unpruned_flops=vision_flops(VisionShape.unpruned(geometry), geometry.typical_tiles)
-        + projector_flops(geometry.projector_sizes, unpruned_tokens),
+        + projectors * projector_flops(geometry.projector_sizes, unpruned_tokens),
         pruned_flops=vision_flops(VisionShape.from_geometry(geometry), geometry.typical_tiles)
-        + projector_flops(geometry.projector_sizes, tokens_in),
+        + projectors * projector_flops(geometry.projector_sizes, tokens_in),
     )
     groups = [vision]
     for index, segment in enumerate(manifest.segments):

@@ -82,17 +82,18 @@ def prompt_costs(manifest: Manifest, counts: PromptCounts) -> dict[str, StageCos
     geometry = manifest.geometry
     shape = DecoderShape.from_geometry(geometry)
     rows = counts.layer_rows(manifest)
+    added = manifest.deepstack_layers
     costs: dict[str, StageCost] = {}
     if counts.tiles:
         costs[VISION] = _vision(geometry, counts.tiles)
         sizes = geometry.projector_sizes
         costs[PROJECTOR] = StageCost(
-            projector_flops(sizes, counts.entering),
-            sum(a * b for a, b in itertools.pairwise(sizes)),
-            counts.entering * (sizes[0] + sizes[-1]),
+            (1 + added) * projector_flops(sizes, counts.entering),
+            (1 + added) * sum(a * b for a, b in itertools.pairwise(sizes)),
+            (1 + added) * counts.entering * (sizes[0] + sizes[-1]),
         )
     entering = counts.entering + counts.text
-    costs[EMBED] = StageCost(0, counts.text * shape.hidden_size, entering * shape.hidden_size)
+    costs[EMBED] = StageCost(0, counts.text * shape.hidden_size, (1 + added) * entering * shape.hidden_size)
     for index, segment in enumerate(manifest.segments):
         last = index == len(manifest.segments) - 1
         costs[f"prefill.{segment.graph}"] = _blocks(
@@ -100,6 +101,7 @@ def prompt_costs(manifest: Manifest, counts: PromptCounts) -> dict[str, StageCos
             [rows[layer].attention for layer in segment.layers],
             [rows[layer].mlp for layer in segment.mlp_layers],
             [0] * len(segment.layers),
+            added=sum(rows[layer].mlp for layer in segment.mlp_layers if layer < added),
             head=last,
         )
     return costs
@@ -116,7 +118,7 @@ def decode_cost(manifest: Manifest, cached_rows: Sequence[int]) -> StageCost:
     if len(cached_rows) != shape.num_layers:
         raise ValueError(f"rows of {len(cached_rows)} layers for a decoder of {shape.num_layers}")
     ones = [1] * shape.num_layers
-    blocks = _blocks(shape, ones, ones, cached_rows, head=True)
+    blocks = _blocks(shape, ones, ones, cached_rows, added=manifest.deepstack_layers, head=True)
     # The embedding of one token is one row of its table.
     return replace(blocks, weights=blocks.weights + shape.hidden_size)
 
@@ -147,9 +149,10 @@ def _blocks(
     mlp_rows: Sequence[int],
     cached_rows: Sequence[int],
     *,
+    added: int,
     head: bool,
 ) -> StageCost:
-    """Attention and MLP blocks with their rows, and the head over one row."""
+    """Attention and MLP blocks with their rows, rows of features that DeepStack adds, and the head over one row."""
     d, true = shape.hidden_size, Convention.TRUE
     flops = sum(
         attention_flops(shape, rows, true, cached_rows=cached)
@@ -160,7 +163,7 @@ def _blocks(
         + len(mlp_rows) * 3 * d * shape.intermediate_size
     )
     cache = 2 * shape.kv_width * (sum(attention_rows) + sum(cached_rows))
-    values = 2 * d * (sum(attention_rows) + sum(mlp_rows)) + cache
+    values = d * (2 * sum(attention_rows) + 2 * sum(mlp_rows) + added) + cache
     if head:
         flops, weights, values = (
             flops + head_flops(shape),

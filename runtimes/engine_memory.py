@@ -78,11 +78,17 @@ class MemoryModel:
             geometry.vision_hidden_size + max(geometry.vision_intermediate_size, geometry.vision_hidden_size)
         )
         vision_rows = limits.images * geometry.typical_tiles * tile_rows
+        # What DeepStack keeps of the tower, and then of the sequence.
+        added = self.manifest.deepstack_layers
+        vision += added * geometry.vision_hidden_size
+        features = added * limits.sequence * geometry.hidden_size
         engines = [size * self.copies.get(name, 1) for name, size in self.weights.items()]
         return MemoryEstimate(
             weights=sum(engines),
             kv_cache=_CACHE_BUFFERS * kv_cache_bytes(shape, [limits.sequence] * geometry.num_layers, width),
-            activations=max(peak_activation_bytes(shape, rows, width), vision_rows * vision * width),
+            activations=max(
+                peak_activation_bytes(shape, rows, width) + features * width, vision_rows * vision * width
+            ),
             build=_BUILD_BASE + int(_BUILD_COPIES * max(engines)),
         )
 

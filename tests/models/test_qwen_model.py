@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL, unpruned, against transformers: logits, positions, configurations."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL, unpruned, against transformers: logits, positions, configurations."""
 
 import json
 
@@ -13,6 +13,7 @@ from tiny_qwen import (
     CLASSES,
     IMAGE,
     QWEN2,
+    QWEN3,
     QWEN25,
     VISION_END,
     VISION_START,
@@ -43,12 +44,23 @@ SPECS = {
     "qwen2_5_vl tied, wide windows": TinyQwen("qwen2_5_vl", tied=True, window_size=32, seed=4),
     "qwen2_5_vl, windows of one token": TinyQwen("qwen2_5_vl", window_size=8, global_layers=(), seed=5),
     "qwen2_5_vl, no windows used": TinyQwen("qwen2_5_vl", global_layers=(0, 1, 2), seed=6),
+    "qwen3_vl": QWEN3,
+    "qwen3_vl tied, features of all layers, listed in another order": TinyQwen(
+        "qwen3_vl", tied=True, deepstack_layers=(2, 0, 1), position_side=9, seed=12
+    ),
+    "qwen3_vl, a feature behind every decoder layer": TinyQwen(
+        "qwen3_vl", layers=2, deepstack_layers=(0, 1), mrope_section=(2, 2, 2), seed=13
+    ),
+    "qwen3_vl, tokens of one patch, no features, one position": TinyQwen(
+        "qwen3_vl", merge_size=1, patch_size=8, deepstack_layers=(), position_side=1, seed=14
+    ),
 }
 # Width and height of every picture of a prompt.
 PROMPTS = [
     [(40, 24)],
     [(9, 7)],
     [(200, 11)],
+    [(8, 136)],
     [(61, 83)],
     [(24, 40), (70, 33), (16, 16)],
     [],
@@ -105,7 +117,7 @@ def test_pictures_among_text(reference):
     assert_same_logits(reference, inputs, images)
 
 
-@pytest.mark.parametrize("spec", [QWEN2, QWEN25], ids=lambda spec: spec.model_type)
+@pytest.mark.parametrize("spec", [QWEN2, QWEN25, QWEN3], ids=lambda spec: spec.model_type)
 def test_who_attends_to_whom_shows_in_the_logits(spec, tmp_path):
     """The comparisons above would notice a wrong group, window or position."""
     reference = Reference(build_qwen(tmp_path / "qwen", spec), spec)

@@ -1,12 +1,12 @@
-"""Bundles of Qwen2-VL and Qwen2.5-VL: pictures of any size, positions on three axes, pruned and unpruned."""
+"""Bundles of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures of any size, positions on three axes, pruned and unpruned."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from tiny_checkpoints import add_atp, add_dyrate, write_pruning
-from tiny_qwen import IMAGE, QWEN2, VISION_END, VISION_START, Reference, TinyQwen, build_qwen, picture
+from tiny_qwen import IMAGE, QWEN2, QWEN3, VISION_END, VISION_START, Reference, TinyQwen, build_qwen, picture
 
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PictureError, PromptError
@@ -69,6 +69,10 @@ SPECS = {
     "qwen2_vl unpruned": (TinyQwen(layers=2, vision_layers=2, tied=True, seed=7), unpruned, 23),
     "qwen2_vl atp": (TinyQwen(vision_layers=2, seed=8), atp, 20),
     "qwen2_5_vl by share": (TinyQwen("qwen2_5_vl", vision_layers=2, seed=9), by_share, 23),
+    # DeepStack adds behind layers 0 and 1: a site before the last addition and two behind it; then all three behind.
+    "qwen3_vl by share": (QWEN3, by_share, 23),
+    "qwen3_vl atp among the additions": (replace(QWEN3, deepstack_layers=(0, 1, 2), seed=17), atp, 20),
+    "qwen3_vl unpruned": (replace(QWEN3, layers=2, tied=True, seed=18), unpruned, 23),
 }
 
 
@@ -200,14 +204,16 @@ def test_inspect(pair):
     vision = inspected.prefill.groups[0]
     spec = pair.reference.spec
     width, patches = spec.vision_hidden, 4 * 256
-    inner, matrices = (36, 3) if spec.model_type == "qwen2_5_vl" else (48, 2)
+    inner, matrices = {"qwen2_vl": (48, 2), "qwen2_5_vl": (36, 3), "qwen3_vl": (36, 2)}[spec.model_type]
     # Layer 1 of the tower attends to the whole picture, layer 0 of Qwen2.5-VL to windows of 4 × 4 patches.
-    spans = [16 if spec.model_type == "qwen2_5_vl" else patches, patches]
+    spans = [16 if spec.model_type == "qwen2_5_vl" else patches] + [patches] * (spec.vision_layers - 1)
     tower = sum(
         2 * (patches * (4 * width**2 + 2 * span * width) + matrices * patches * width * inner)
         for span in spans
     )
     projector = 2 * 256 * (4 * width * 4 * width + 4 * width * spec.hidden_size)
+    if spec.model_type == "qwen3_vl":
+        projector *= 1 + len(spec.deepstack_layers)
     assert vision.unpruned_flops == tower + projector
     if manifest.pruning and manifest.pruning[0].method == "adaptprune":
         assert [group.visual_tokens for group in inspected.prefill.groups[1:]] == [256, 179, 128, 128]
