@@ -69,10 +69,10 @@ SPECS = {
     "qwen2_vl unpruned": (TinyQwen(layers=2, vision_layers=2, tied=True, seed=7), unpruned, 23),
     "qwen2_vl atp": (TinyQwen(vision_layers=2, seed=8), atp, 20),
     "qwen2_5_vl by share": (TinyQwen("qwen2_5_vl", vision_layers=2, seed=9), by_share, 23),
-    # DeepStack adds behind layers 0 and 1: a site before the last addition and two behind it; then all three behind.
-    "qwen3_vl by share": (QWEN3, by_share, 23),
-    "qwen3_vl atp among the additions": (replace(QWEN3, deepstack_layers=(0, 1, 2), seed=17), atp, 20),
-    "qwen3_vl unpruned": (replace(QWEN3, layers=2, tied=True, seed=18), unpruned, 23),
+    # DeepStack adds behind layers 0 and 1: a site before the last addition, one right behind it, one later.
+    "qwen3_vl by share": (replace(QWEN3, vision_layers=2, deepstack_layers=(0, 1)), by_share, 23),
+    # It adds behind layers 0, 1 and 2: the site lies before the last addition.
+    "qwen3_vl atp": (replace(QWEN3, deepstack_layers=(0, 1, 2), seed=17), atp, 20),
 }
 
 

@@ -1,0 +1,285 @@
+"""Pruning before, among and behind DeepStack's additions: dropping equals masking in transformers' own decoder."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from masked_qwen import MaskedQwen
+from numpy_references import highest, last_row_scores
+from tiny_qwen import QWEN3, Reference, build_qwen, picture
+
+from edgeprune import tensor_names
+from edgeprune.checkpoint import load_checkpoint
+from edgeprune.errors import PruningError
+from edgeprune.export.exporter import export
+from edgeprune.export.preprocessing import picture_preprocessing_from_checkpoint
+from edgeprune.models.llama import Cut
+from edgeprune.models.qwen3_vl import Qwen3VlConfig
+from edgeprune.prune.adaptprune import AdaptPrune
+from edgeprune.prune.cdpruner import CdPruner
+from edgeprune.prune.dart import Dart
+from edgeprune.prune.fastv import FastV, FastVSelector
+from edgeprune.prune.method import DecoderSite, PruningMethod
+from edgeprune.prune.pyramiddrop import PyramidDrop
+from edgeprune.prune.random_tokens import RandomTokens
+from edgeprune.prune.sparsevlm import SparseVlm
+from edgeprune.prune.tome import Tome
+from edgeprune.prune.visionzip import VisionZip
+from edgeprune.prune.vtw import Vtw
+from edgeprune.pruning_plan import PruningPlan
+from edgeprune.runtimes.sampling import SamplingOptions
+from edgeprune.runtimes.session import open_session
+
+TOLERANCE = 1e-4
+SIZES = {"one": [(60, 44)], "two": [(40, 24), (32, 70)]}
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """DeepStack adds behind layers 0 and 1 of 4."""
+    folder = build_qwen(tmp_path_factory.mktemp("checkpoint") / "qwen", QWEN3)
+    return MaskedQwen(Reference(folder, QWEN3))
+
+
+class Case:
+    """A prompt with pictures, for both sides."""
+
+    def __init__(self, dense, sizes):
+        reference = dense.reference
+        images = [picture(*size, seed + 5) for seed, size in enumerate(sizes)]
+        self.inputs = reference.chat(images, "How many squares are in the picture?")
+        self.ids = self.inputs["input_ids"][0].numpy()
+        self.visual = np.flatnonzero(self.ids == reference.image_token_id)
+        preprocessing = picture_preprocessing_from_checkpoint(reference.folder, reference.spec.model_type)
+        self.pictures = preprocessing.prepare(images, (16, 16))
+        self.embeds, self.positions = dense.prompt(self.inputs)
+        self.additions = dense.additions(self.inputs)
+
+    def run(self, dense, sites, *, embeds=None, positions=None):
+        return dense.run_at(
+            self.embeds if embeds is None else embeds,
+            self.positions if positions is None else positions,
+            sites,
+            additions=self.additions,
+        )
+
+
+@pytest.fixture(scope="module", params=SIZES.values(), ids=SIZES.keys())
+def case(request, dense):
+    return Case(dense, request.param)
+
+
+def keep_highest(layer, visual, count):
+    """FastV: the attention of the last row in the layer before."""
+
+    def choose(layers, alive):
+        before = layers[layer - 1]
+        rows = np.flatnonzero(alive)
+        query, key = (tensor[0].double().numpy()[:, rows] for tensor in (before.query, before.key))
+        scores = last_row_scores(query, key)
+        own = np.flatnonzero(np.isin(rows, visual))
+        chosen = alive.copy()
+        chosen[rows[own]] = False
+        chosen[rows[own[highest(scores[own], count)]]] = True
+        return chosen
+
+    return choose
+
+
+def compare(model, dense, case, sites):
+    """Kept tokens, caches and logits of prefill and decode against the dense run."""
+    state = model.prefill(case.ids, case.pictures)
+    embeds, positions = case.embeds, case.positions
+    expected, layers, alive = case.run(dense, sites)
+    kept = np.flatnonzero(np.isin(case.visual, np.flatnonzero(alive[-1])))
+    assert state.sites[-1].slots == tuple(kept)
+    assert 0 < len(kept) < len(case.visual)
+    assert expected[-1].std() > 0.1
+    first = int(positions.max()) + 1
+    for step in range(3):
+        assert (state.logits - expected[-1]).abs().max() <= TOLERANCE
+        for index, (key, value) in state.caches.items():
+            rows = torch.from_numpy(np.flatnonzero(alive[index]))
+            assert key.shape[2] == len(rows)
+            assert (key - layers[index].key[:, :, rows]).abs().max() <= TOLERANCE
+            assert (value - layers[index].value[:, :, rows]).abs().max() <= TOLERANCE
+        token = 40 + 13 * step
+        state.logits = model.decode(token, state.next_position + step, state.caches)
+        embeds = torch.cat((embeds, dense.decoder.embed_tokens(torch.tensor([[token]]))), dim=1).detach()
+        positions = torch.cat((positions, torch.full((3, 1, 1), first + step)), dim=2)
+        alive = [np.append(rows, True) for rows in alive]
+        frozen = {layer: lambda _layers, _alive, kept=alive[layer]: kept for layer in sites}
+        expected, layers, _ = case.run(dense, frozen, embeds=embeds, positions=positions)
+
+
+@dataclass(frozen=True)
+class BeforeMlp(PruningMethod):
+    """FastV one block earlier: between a layer's attention and its MLP, by that attention."""
+
+    layer: int
+    keep_ratio: float
+
+    name: ClassVar[str] = "before-mlp"
+
+    def check(self, geometry):
+        pass
+
+    def decoder_sites(self, geometry):
+        return (
+            DecoderSite(
+                cut=Cut(self.layer, before_mlp=True),
+                reads=(tensor_names.query(self.layer), tensor_names.present_key(self.layer)),
+                host_inputs=(tensor_names.TEXT_ROWS, tensor_names.NUM_KEEP),
+                keep_per_image=None,
+                keep_share=self.keep_ratio,
+            ),
+        )
+
+    def selector(self, site, geometry, weights, decoder):
+        return FastVSelector(self.layer + 1)
+
+
+def share_of(case, share):
+    return sum(max(1, int(round(share * n, 6))) for n in case.pictures.layout.tokens_per_image)
+
+
+def test_the_unpruned_dense_run_is_transformers_own(dense, case):
+    """The masked decoder adds the features where transformers does."""
+    expected, _, _ = case.run(dense, {})
+    assert (expected[-1] - dense.reference.steps(case.inputs, [])[0]).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3], ids=["among", "right behind", "behind"])
+def test_fastv(dense, case, layer):
+    model = load_checkpoint(dense.reference.folder, methods=[FastV(layer=layer, keep_ratio=0.3)])
+    compare(model, dense, case, {layer: keep_highest(layer, case.visual, share_of(case, 0.3))})
+    carried = [spec.name for spec, _ in model.gather.carried]
+    assert (tensor_names.DEEPSTACK_FEATURES in carried) == (layer == 1)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_site_before_an_mlp(dense, case, layer):
+    """The layer's addition comes behind its MLP, in the next segment."""
+    model = load_checkpoint(dense.reference.folder, methods=[BeforeMlp(layer, 0.4)])
+    compare(model, dense, case, {layer + 1: keep_highest(layer + 1, case.visual, share_of(case, 0.4))})
+    takes = [tensor_names.DEEPSTACK_FEATURES in {spec.name for spec in s.inputs} for s in model.segments]
+    assert takes == [layer > 0, layer < 2]
+
+
+def test_an_addition_behind_the_last_layer(tmp_path):
+    """The last segment is an MLP, an addition and the head, without attention."""
+    spec = replace(QWEN3, layers=2, deepstack_layers=(0, 1), seed=19)
+    dense = MaskedQwen(Reference(build_qwen(tmp_path / "qwen", spec), spec))
+    case = Case(dense, [(60, 44)])
+    model = load_checkpoint(dense.reference.folder, methods=[BeforeMlp(1, 0.4)])
+    state = model.prefill(case.ids, case.pictures)
+    # Nothing is attended to behind the site.
+    expected, _, _ = case.run(dense, {})
+    assert (state.logits - expected[-1]).abs().max() <= TOLERANCE
+    assert [spec.name for spec in model.segments[1].inputs] == ["hidden_states", "deepstack_features"]
+    bundle = export(dense.reference.folder, tmp_path / "bundle", methods=[BeforeMlp(1, 0.4)])
+    with open_session(bundle.path, threads=1) as session:
+        answer = session.answer([picture(60, 44, 5)], "What is it?", SamplingOptions(max_new_tokens=4))
+    ids = session.prompts.encode_chat("What is it?", case.pictures.layout.tokens_per_image).token_ids
+    eos = bundle.manifest.prompt["eos_token_ids"]
+    expected_ids, sites = model.generate(ids, case.pictures, max_new_tokens=4, eos_token_ids=eos)
+    assert list(answer.token_ids) == expected_ids
+    assert answer.sites[0].indices == sites[0].slots
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        CdPruner(keep_ratio=0.4),
+        Dart(layer=1, keep_ratio=0.4),
+        AdaptPrune(layer=1, keep_ratio=0.4),
+        AdaptPrune(layer=1, keep_ratio=0.4, key_source="normed"),
+        PyramidDrop(layers=(1,), keep_ratios=(0.4,)),
+    ],
+    ids=lambda method: f"{method.name} {getattr(method, 'key_source', '')}".strip(),
+)
+def test_kept_tokens_keep_their_features(dense, case, method):
+    """Whatever a method keeps, the rest of the model computes what it would with the dropped keys masked."""
+    model = load_checkpoint(dense.reference.folder, methods=[method])
+    slots = model.prefill(case.ids, case.pictures).sites[0].slots
+    assert len(slots) == share_of(case, 0.4)
+
+    def choose(_layers, alive):
+        chosen = alive.copy()
+        chosen[np.delete(case.visual, slots)] = False
+        return chosen
+
+    compare(model, dense, case, {model.plan.sites[0].site.cut.layer: choose})
+
+
+def test_two_sites_among_the_additions(dense, case):
+    """The first before every addition, on the embedded prompt; the second drops all that is left."""
+    methods = [CdPruner(keep_ratio=0.6), Vtw(layer=1)]
+    model = load_checkpoint(dense.reference.folder, methods=methods)
+    state = model.prefill(case.ids, case.pictures)
+    kept = case.visual[list(state.sites[0].slots)]
+
+    def some(_layers, alive):
+        chosen = alive.copy()
+        chosen[np.setdiff1d(case.visual, kept)] = False
+        return chosen
+
+    def none(_layers, alive):
+        chosen = alive.copy()
+        chosen[case.visual] = False
+        return chosen
+
+    expected, _, _ = case.run(dense, {0: some, 1: none})
+    assert (state.logits - expected[-1]).abs().max() <= TOLERANCE
+
+
+def test_features_of_other_rows_would_show(dense, case):
+    """The dense run with the features one row further, or only behind the first layer, gives other logits."""
+    sites = {1: keep_highest(1, case.visual, 8)}
+    right, _, _ = case.run(dense, sites)
+    moved = [features.roll(1, dims=1) for features in case.additions]
+    for additions in (moved, case.additions[:1], case.additions[::-1]):
+        wrong, _, _ = dense.run_at(case.embeds, case.positions, sites, additions=additions)
+        assert (wrong[-1] - right[-1]).abs().max() > 100 * TOLERANCE
+
+
+# What cannot work
+
+
+GEOMETRY = Qwen3VlConfig.from_huggingface(
+    {"model_type": "qwen3_vl", "text_config": {}, "vision_config": {"out_hidden_size": 4096}}
+).geometry
+
+
+@dataclass(frozen=True)
+class Merging(BeforeMlp):
+    """Says that its site merges dropped tokens."""
+
+    def decoder_sites(self, geometry):
+        (site,) = super().decoder_sites(geometry)
+        return (
+            DecoderSite(site.cut, site.reads, site.host_inputs, 8, recycled_per_image=6, merged_per_image=2),
+        )
+
+
+def test_tokens_are_not_merged_before_the_last_addition():
+    assert GEOMETRY.deepstack_layers == 3
+    with pytest.raises(PruningError) as error:
+        PruningPlan((Merging(2, 0.5),), GEOMETRY)
+    assert str(error.value) == (
+        "before-mlp merges tokens before the MLP of layer 2, and DeepStack adds features of single tokens behind the "
+        "first 3 layers: merge before layer 3 or later"
+    )
+    assert PruningPlan((Merging(3, 0.5),), GEOMETRY).carried_deepstack_layers == 0
+
+
+@pytest.mark.parametrize(
+    "method", [Tome(), VisionZip(), RandomTokens(keep=9), SparseVlm()], ids=lambda method: method.name
+)
+def test_methods_in_and_behind_the_tower_are_refused(method):
+    with pytest.raises(PruningError) as error:
+        PruningPlan((method,), GEOMETRY)
+    assert "use" in str(error.value)
+    assert "\n" not in str(error.value)
