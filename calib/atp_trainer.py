@@ -147,6 +147,7 @@ class AtpTrainer:
                 # Of one axis [B, S], of three [3, S].
                 batch.position_ids[part, :, :length].flatten(0, 1),
                 max(batch.num_grids[part]),
+                None if batch.deepstack is None else batch.deepstack[part, :length],
             )
             yield batch.inputs_embeds[part, :length], rows, batch.prompt_length[part]
 

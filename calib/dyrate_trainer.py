@@ -124,6 +124,7 @@ class DyRateTrainer:
                 sharpness=sharpness,
                 generator=generator,
                 position_ids=batch.position_ids[row, :, :length],
+                deepstack=None if batch.deepstack is None else batch.deepstack[row, :length],
             )
             logits.append(answer.logits)
             shares.append(answer.masks.mean())

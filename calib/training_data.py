@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgeprune import tensor_names as names
 from edgeprune.calib.samples import BadSample, Sample, no_samples
 from edgeprune.errors import DataError, PictureError, PromptError
 from edgeprune.export.input_settings import InputSettings
@@ -55,6 +56,7 @@ class TrainingBatch:
         inputs_embeds: [B, S, C], prompts with their answers but for the last token.
         position_ids: [B, A, S] int64.
         visual_slots: [B, S] int64, -1 where a row is no visual token.
+        deepstack: [B, S, J, C], what DeepStack adds behind the first J layers; None where J is 0.
         prompt_length, length: [B] int64, rows of the prompt, and with the answer.
         targets: [B, S] int64, the token to predict at each row, or -100.
 
@@ -66,6 +68,7 @@ class TrainingBatch:
     inputs_embeds: Tensor
     position_ids: Tensor
     visual_slots: Tensor
+    deepstack: Tensor | None
     prompt_length: Tensor
     length: Tensor
     targets: Tensor
@@ -110,7 +113,7 @@ class TrainingData:
         self._encoder: PromptEncoder = settings.prompt_encoder()
         self._cache_bytes = cache_bytes
         self._cached = 0
-        self._features: OrderedDict[tuple[Path, ...], tuple[Tensor, Tensor]] = OrderedDict()
+        self._features: OrderedDict[tuple[Path, ...], dict[str, Tensor]] = OrderedDict()
         self._layouts: dict[tuple[Path, ...], VisualLayout] = {}
         self._shapes: dict[bytes, VisualLayout] = {}
 
@@ -139,13 +142,16 @@ class TrainingData:
         """Embed some of the examples; the gradient goes on into the embedding matrix if that is trained."""
         examples = [self.examples[index] for index in chosen]
         device, kind = self._model.device, self._model.plan.geometry.positions
-        sequences, slots, positions, tables = [], [], [], []
+        sequences, slots, positions, tables, deepstack = [], [], [], [], []
         for example in examples:
             ids = torch.from_numpy(np.concatenate((example.prompt, example.answer[:-1]))).to(device)
-            features, places = self._visual_tokens(example.pictures)
-            embedded, by_row = self._model.model.embed(ids.unsqueeze(0), features, places)
-            sequences.append(embedded[0])
+            visual = self._visual_tokens(example.pictures)
+            embedded = self._model.embed({names.INPUT_IDS: ids.unsqueeze(0), **visual})
+            by_row = embedded[names.VISUAL_SLOTS]
+            sequences.append(embedded[names.INPUTS_EMBEDS][0])
             slots.append(by_row)
+            if names.DEEPSTACK_FEATURES in embedded:
+                deepstack.append(embedded[names.DEEPSTACK_FEATURES].transpose(0, 1))
             is_visual = (by_row >= 0).cpu().numpy()
             positions.append(torch.from_numpy(prompt_positions(kind, is_visual, example.layout).T).to(device))
             tables.append(torch.from_numpy(example.layout.table).to(device))
@@ -158,6 +164,7 @@ class TrainingData:
             inputs_embeds=pad(sequences, batch_first=True),
             position_ids=pad(positions, batch_first=True).transpose(1, 2),
             visual_slots=pad(slots, batch_first=True, padding_value=-1),
+            deepstack=pad(deepstack, batch_first=True) if deepstack else None,
             prompt_length=torch.tensor([len(example.prompt) for example in examples], device=device),
             length=torch.tensor([len(sequence) for sequence in sequences], device=device),
             targets=targets.to(device),
@@ -187,17 +194,19 @@ class TrainingData:
         end = self._settings.prompt_format.eos_token_ids[0]
         return Example(sample.pictures, prompt, np.append(whole[len(prompt) :], end), layout)
 
-    def _visual_tokens(self, pictures: tuple[Path, ...]) -> tuple[Tensor, Tensor]:
+    def _visual_tokens(self, pictures: tuple[Path, ...]) -> dict[str, Tensor]:
         if pictures in self._features:
             self._features.move_to_end(pictures)
-            features, slots = self._features[pictures]
-            return features.to(self._model.device), slots.to(self._model.device)
+            return {name: kept.to(self._model.device) for name, kept in self._features[pictures].items()}
         images = [read_picture(path) for path in pictures]
         prepared = self._settings.preprocessing.prepare(images, self._model.plan.geometry.grid)
-        features, slots = self._model.visual_tokens(self._model.encode_pictures(prepared))
-        self._features[pictures] = features.cpu(), slots.cpu()
-        self._cached += features.nbytes
+        visual = self._model.visual_tokens(self._model.encode_pictures(prepared))
+        self._features[pictures] = {name: tensor.cpu() for name, tensor in visual.items()}
+        self._cached += _size(visual)
         while self._cached > self._cache_bytes:
-            _, (forgotten, _) = self._features.popitem(last=False)
-            self._cached -= forgotten.nbytes
-        return features, slots
+            self._cached -= _size(self._features.popitem(last=False)[1])
+        return visual
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())

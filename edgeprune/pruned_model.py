@@ -214,10 +214,10 @@ class PrunedModel:
         return TowerOutput(outputs, rows, [(self.vision, inputs, outputs)])
 
     @torch.no_grad()
-    def visual_tokens(self, tower: TowerOutput) -> tuple[Tensor, Tensor]:
-        """What the tower gave, projected, in the order of the prompt: rows [N, C] and their slots [N]."""
+    def visual_tokens(self, tower: TowerOutput) -> dict[str, Tensor]:
+        """What the tower gave, projected, in the order of the prompt: what the stage ``embed`` takes, by name."""
         visual = self._visual_tokens(tower, lambda stage, inputs: stage(inputs))
-        return visual[names.IMAGE_FEATURES], visual[names.IMAGE_SLOTS]
+        return {spec.name: visual[spec.name] for spec in self.embed.inputs if spec.name in visual}
 
     @torch.no_grad()
     def prefill(

@@ -138,12 +138,14 @@ class VisualRows(NamedTuple):
         places: [B, K, 5] int64: grid, row, column, rows and columns of the grid (``VisualLayout.table``).
         position_ids: [B, S] int64; [3, S] for one sequence of a family with positions on three axes.
         num_grids: G, grids of a sequence.
+        deepstack: [B, S, J, C], what DeepStack adds behind the first J layers, if it does.
     """
 
     rows: Tensor
     places: Tensor
     position_ids: Tensor
     num_grids: int
+    deepstack: Tensor | None = None
 
     @classmethod
     def of_one_picture(cls, picture_start: Tensor, grid: tuple[int, int], length: int) -> "VisualRows":
@@ -223,7 +225,10 @@ class SoftPrunedDecoder(nn.Module):
             angles = rotary_angles(model.config.decoder, position_ids, state.hidden.dtype)
             visible = causal_mask(state.hidden.shape[1], 0, state.hidden.device)
             attention = layer.attention(state.hidden, angles, visible, attend=attend)
-            state = state._replace(hidden=layer.feed_forward(attention.hidden))
+            hidden = layer.feed_forward(attention.hidden)
+            if visual.deepstack is not None and index < visual.deepstack.shape[2]:
+                hidden = hidden + _take(visual.deepstack[:, :, index], state.origin)
+            state = state._replace(hidden=hidden)
         rows = state.origin.unsqueeze(2).expand_as(state.hidden)
         hidden = torch.zeros_like(inputs_embeds).scatter(1, rows, state.hidden)
         return SoftPrefill(model.head(hidden), tuple(sites), torch.stack(counts, dim=1))

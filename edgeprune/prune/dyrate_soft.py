@@ -142,12 +142,13 @@ class SoftDyRate(nn.Module):
         sharpness: float = 1.0,
         generator: torch.Generator | None = None,
         position_ids: Tensor | None = None,
+        deepstack: Tensor | None = None,
     ) -> SoftAnswer:
         """Run one sequence.
 
         Shapes:
             inputs_embeds: [1, P + T, C], a prompt and its answer; visual_slots: [P], of the prompt;
-            position_ids: [A, P + T].
+            position_ids: [A, P + T]; deepstack: [P + T, J, C].
 
         Args:
             inputs_embeds: The embeddings.
@@ -156,6 +157,7 @@ class SoftDyRate(nn.Module):
             sharpness: What the logits are multiplied with before a rate is drawn: the higher, the surer the draw.
             generator: Of the draws.
             position_ids: Of all rows; one after the other by default.
+            deepstack: What DeepStack adds behind the first J layers, if it does.
         """
         model = self._model[0]
         config = model.config.decoder
@@ -170,6 +172,8 @@ class SoftDyRate(nn.Module):
             layer = model.language_model.layer(index)
             attention = layer.attention(hidden, angles, visible, attend=attend)
             hidden = layer.feed_forward(attention.hidden)
+            if deepstack is not None and index < deepstack.shape[1]:
+                hidden = hidden + deepstack[:, index]
             if index == self.method.layer - 1:
                 rows = attention_logits(attention.query, attention.key)[0, :, prompt - 1 :]
                 rows = rows.masked_fill(~visible[0, :, prompt - 1 :], -torch.inf).softmax(dim=-1)

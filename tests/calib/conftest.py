@@ -7,7 +7,7 @@ from fit_data import write_data
 from PIL import Image
 from tiny_internvl import build_internvl
 from tiny_llava_next import build_llava_next
-from tiny_qwen import QWEN2, QWEN25, build_qwen
+from tiny_qwen import QWEN2, QWEN3, QWEN25, build_qwen
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +22,11 @@ def many_sizes(tmp_path_factory):
     return data
 
 
-@pytest.fixture(scope="module", params=["llava_next", "internvl", "qwen2_vl", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=["llava_next", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def family_folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
     if request.param == "llava_next":
         return build_llava_next(folder)
     if request.param == "internvl":
         return build_internvl(folder)
-    return build_qwen(folder, QWEN2 if request.param == "qwen2_vl" else QWEN25)
+    return build_qwen(folder, {"qwen2_vl": QWEN2, "qwen2_5_vl": QWEN25, "qwen3_vl": QWEN3}[request.param])

@@ -86,6 +86,7 @@ def test_dyrate(family_folder, many_sizes):
             batch.visual_slots[0, : len(example.prompt)],
             tau=None,
             position_ids=batch.position_ids[0],
+            deepstack=None if batch.deepstack is None else batch.deepstack[0],
         )
         assert round(float(answer.masks[0].sum())) == expected.sites[0].kept < expected.sites[0].tokens_in
         assert (answer.logits[len(example.prompt) - 1] - expected.logits).abs().max() < 2e-4
