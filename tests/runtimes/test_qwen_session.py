@@ -72,7 +72,7 @@ SPECS = {
     # DeepStack adds behind layers 0 and 1: a site before the last addition, one right behind it, one later.
     "qwen3_vl by share": (replace(QWEN3, vision_layers=2, deepstack_layers=(0, 1)), by_share, 23),
     # It adds behind layers 0, 1 and 2: the site lies before the last addition.
-    "qwen3_vl atp": (replace(QWEN3, deepstack_layers=(0, 1, 2), seed=17), atp, 20),
+    "qwen3_vl atp": (replace(QWEN3, layers=3, deepstack_layers=(0, 1, 2), seed=17), atp, 20),
 }
 
 
