@@ -325,9 +325,7 @@ class PrunedModel:
                 record.append((stage, inputs, outputs))
             return outputs
 
-        embedded = run(
-            self.embed, {names.INPUT_IDS: torch.tensor([[token_id]]), **self._no_visual_tokens()}
-        )
+        embedded = run(self.embed, {names.INPUT_IDS: torch.tensor([[token_id]]), **self._no_visual_tokens()})
         state = {
             **embedded,
             names.HIDDEN_STATES: embedded[names.INPUTS_EMBEDS],

@@ -87,7 +87,7 @@ class PruningPlan:
 
     @property
     def carried_deepstack_layers(self) -> int:
-        """J where what DeepStack adds behind the first J layers has to travel through sites; 0 where none is so early."""
+        """J where what DeepStack adds behind the first J layers has to pass a site; 0 where none is so early."""
         added = self.geometry.deepstack_layers
         return added if any(planned.site.cut < Cut(added) for planned in self.sites) else 0
 
@@ -150,8 +150,8 @@ class PruningPlan:
             site = planned.site
             if site.merged_per_image and site.cut < Cut(added):
                 raise PruningError(
-                    f"{planned.method.name} merges tokens {site.cut.description}, and DeepStack adds features of single "
-                    f"tokens behind the first {added} layers: merge before layer {added} or later"
+                    f"{planned.method.name} merges tokens {site.cut.description}, and DeepStack adds features of "
+                    f"single tokens behind the first {added} layers: merge before layer {added} or later"
                 )
             if site.merged_per_image and site.keep_per_image is not None:
                 needed = site.keep_per_image - site.merged_per_image + site.recycled_per_image

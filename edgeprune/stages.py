@@ -153,9 +153,7 @@ class EmbedStage(Stage):
         )
         outputs = {names.INPUTS_EMBEDS: hidden, names.VISUAL_SLOTS: slots}
         if names.IMAGE_DEEPSTACK_FEATURES in inputs:
-            outputs[names.DEEPSTACK_FEATURES] = features_by_row(
-                inputs[names.IMAGE_DEEPSTACK_FEATURES], slots
-            )
+            outputs[names.DEEPSTACK_FEATURES] = features_by_row(inputs[names.IMAGE_DEEPSTACK_FEATURES], slots)
         return outputs
 
 

@@ -23,7 +23,7 @@ FEATURE_ROWS = (
 IMAGE_FEATURES = "image_features"  # [N, C] after the projector, all pictures one after the other
 IMAGE_SLOTS = "image_slots"  # [N] int64: the slot (edgeprune.visual_layout) of every visual token
 IMAGE_DEEPSTACK_FEATURES = (
-    "image_deepstack_features"  # [J, N, C]: what DeepStack adds behind the first J decoder layers, by visual token
+    "image_deepstack_features"  # [J, N, C] by visual token: what is added behind layer j (DeepStack)
 )
 INPUT_IDS = "input_ids"  # [1, S] int64
 INPUTS_EMBEDS = "inputs_embeds"  # [1, S, C]

@@ -23,7 +23,6 @@ from edgeprune.runtimes.layout import PROMPT_INPUTS, SequenceLayout
 from edgeprune.runtimes.pictures import PreparedPictures
 from edgeprune.visual_layout import FeatureRows, VisualLayout
 
-
 # What every segment is offered; a graph that does not read one of them leaves it.
 _TRAVELLING = (names.HIDDEN_STATES, names.POSITION_IDS, names.DEEPSTACK_FEATURES)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from calibrations import calibration_of
-from tiny_manifest import write_files
+from tiny_manifest import with_deepstack, write_files
 
 from edgeprune.errors import BundleError
 from edgeprune.manifest import (
@@ -137,6 +137,19 @@ def test_sites_and_segments_that_do_not_alternate(manifest, tmp_path):
     data = json.loads(manifest_to_json(manifest))
     data["sites"] = []
     refuse(tmp_path / MANIFEST_FILE, data, "sites do not lie between")
+
+
+def test_layers_that_deepstack_adds_behind(manifest, tmp_path):
+    """Told by the projector's outputs: most families have none."""
+    layers = manifest.geometry.num_layers
+    assert manifest.deepstack_layers == 0
+    whole = with_deepstack(manifest, layers)
+    assert whole.deepstack_layers == layers
+    data = json.loads(manifest_to_json(whole))
+    for wrong in (layers + 1, -1):
+        data["graphs"]["projector"]["outputs"][-1]["shape"][0] = wrong
+        message = f"features for {wrong} of {layers} decoder layers: export the checkpoint again"
+        refuse(tmp_path / MANIFEST_FILE, data, message)
 
 
 @pytest.mark.parametrize("sizes", [[1, 2], [3, 2, 4], [1, 5, 4], [-1, 0, 1]])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from geometries import geometry_entry
-from tiny_manifest import write_files
+from tiny_manifest import with_deepstack, write_files
 
 from edgeprune.cost import DecoderShape, VisionShape, decode_step_flops, decoder_prefill_flops, vision_flops
 from edgeprune.manifest import SegmentEntry, SiteEntry
@@ -51,6 +51,20 @@ def test_tower_and_projector(manifest):
     # Two tiles, one set of weights.
     assert costs["vision"].weights == 4 * 8 * 8 + 2 * 8 * 16
     assert costs["projector"] == StageCost(2 * 9 * (64 + 64), 64 + 64, 9 * 16)
+
+
+def test_deepstack_projects_lays_and_adds(manifest):
+    """A merger more for the first layer, as large as the projector; its features are laid into rows and read once."""
+    plain, added = (prompt_costs(m, COUNTS) for m in (manifest, with_deepstack(manifest, 1)))
+    projector = plain["projector"]
+    twice = StageCost(2 * projector.flops, 2 * projector.weights, 2 * projector.values)
+    assert added["projector"] == twice
+    assert added["embed"].values == 2 * plain["embed"].values
+    before, behind = plain["prefill.segment0"], added["prefill.segment0"]
+    assert behind == replace(before, values=before.values + 14 * 8)
+    assert added["prefill.segment1"] == plain["prefill.segment1"]
+    step, more = (decode_cost(m, (14, 9)) for m in (manifest, with_deepstack(manifest, 2)))
+    assert more == replace(step, values=step.values + 2 * 8)
 
 
 def test_a_picture_of_another_size_has_a_tower_of_its_own(manifest):

@@ -1,5 +1,6 @@
 """A small consistent manifest with its files, for tests that need no graph that runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from geometries import geometry_entry
@@ -54,3 +55,11 @@ def write_files(folder: Path) -> Manifest:
     )
     (folder / MANIFEST_FILE).write_text(manifest_to_json(manifest), encoding="utf-8")
     return manifest
+
+
+def with_deepstack(manifest: Manifest, layers: int) -> Manifest:
+    """The same with a projector that gives features for the first ``layers`` decoder layers."""
+    projector = manifest.graphs["projector"]
+    features = TensorEntry("image_deepstack_features", "float32", (layers, "visual_tokens", 8))
+    graph = replace(projector, outputs=(*projector.outputs, features))
+    return replace(manifest, graphs={**manifest.graphs, "projector": graph})

@@ -1,4 +1,4 @@
-"""Tiny random Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints, whole as Hugging Face saves them, and transformers' own runs."""
+"""Tiny random Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints, as Hugging Face saves them, and transformers' own runs."""
 
 import json
 from dataclasses import dataclass

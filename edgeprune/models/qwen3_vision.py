@@ -176,6 +176,6 @@ class Qwen3VisionTower(nn.Module):
         """What DeepStack adds, layer after layer: [N, (1 + J) · merge² · C] → [J, N, output size]."""
         # The tower's layers in their order, whose mergers may be listed in another.
         listed = self.config.deepstack_layers
-        parts = features.split(self.config.joined_size, dim=1)[1:]
+        parts = torch.split(features, self.config.joined_size, dim=1)[1:]
         mergers = [self.deepstack_merger_list[listed.index(layer)] for layer in sorted(listed)]
         return torch.stack([merger(part) for merger, part in zip(mergers, parts, strict=True)])

@@ -1,4 +1,4 @@
-"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share: configurations of all transformers versions, and the model round the tower."""
+"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share: configurations of all versions, and the model round the tower."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from edgeprune.models.vision_pruning import VisionPruner
 from edgeprune.positions import MULTIMODAL
 from edgeprune.prune.method import ModelGeometry
 
-# A picture of 448 × 448 pixels (Qwen3-VL: 512 × 512): learned heads of pruning methods are made for this grid, reports count with it.
+# A picture of 448 × 448 pixels, with Qwen3-VL 512 × 512: learned heads of methods are made for this grid, reports
+# count with it.
 TYPICAL_GRID = (16, 16)
 
 # What transformers assumes for the fields that a config.json leaves out.

@@ -1,12 +1,14 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL, unpruned, against transformers: logits, positions, configurations."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import edit_json
 from tiny_qwen import (
@@ -24,15 +26,21 @@ from tiny_qwen import (
     nest_weights,
     picture,
 )
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import CheckpointError, PromptError, PruningError
 from edgeprune.export.preprocessing import picture_preprocessing_from_checkpoint
 from edgeprune.models.families import FAMILIES
+from edgeprune.models.llama import rotary_angles
 from edgeprune.models.qwen2_5_vl import Qwen25VlConfig
 from edgeprune.models.qwen2_vl import Qwen2VlConfig
+from edgeprune.models.qwen3_vision import interpolated_positions, picture_ends
+from edgeprune.models.qwen3_vl import Qwen3VlConfig
+from edgeprune.models.qwen_vision import row_groups
 from edgeprune.positions import MULTIMODAL, prompt_positions
-from edgeprune.tensor_names import PICTURE_ROWS, WINDOW_ROWS
+from edgeprune.runtimes.flat_patches import PatchPreprocessing
+from edgeprune.tensor_names import PATCH_POSITIONS, PICTURE_ROWS, WINDOW_ROWS
 from edgeprune.visual_layout import VisualGrid, VisualLayout
 
 TOLERANCE = 1e-4
@@ -76,6 +84,11 @@ def reference(request, tmp_path_factory):
 @pytest.fixture
 def qwen25(tmp_path):
     return build_qwen(tmp_path / "qwen", QWEN25)
+
+
+@pytest.fixture
+def qwen3(tmp_path):
+    return build_qwen(tmp_path / "qwen", QWEN3)
 
 
 def pictures_of(reference, images):
@@ -167,6 +180,39 @@ def test_positions_are_those_of_transformers(rope_model, sizes, texts):
     ours = prompt_positions(MULTIMODAL, np.array(kinds) == 1, layout)
     np.testing.assert_array_equal(ours, theirs[:, 0].numpy())
     assert ours.max() + 1 - len(kinds) == int(deltas[0, 0])
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=3),
+    side=st.integers(1, 48),
+    merge=st.integers(1, 3),
+)
+@settings(deadline=None, max_examples=60)
+def test_learned_positions_are_interpolated_as_transformers_does(sizes, side, merge):
+    """Grids below and above the table, of one row, one column and one token."""
+    grids = [(merge * rows, merge * columns) for rows, columns in sizes]
+    table = torch.randn(side**2, 3, generator=torch.Generator().manual_seed(side))
+    indices, weights = get_vision_interpolation_indices_and_weights(
+        torch.tensor([[1, *grid] for grid in grids]), side, align_corners=True, spatial_merge_size=merge
+    )
+    theirs = (table[indices] * weights[:, :, None]).sum(1)
+    settings_ = PatchPreprocessing(
+        min_pixels=1,
+        max_pixels=10**8,
+        patch_size=1,
+        temporal_patch_size=1,
+        window_tokens=0,
+        resample="bicubic",
+        rescale_factor=1.0,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        merge_size=merge,
+    )
+    prepared = settings_.prepare([Image.new("RGB", (columns, rows)) for rows, columns in grids], (16, 16))
+    positions, rows = (torch.from_numpy(prepared.inputs[name]) for name in (PATCH_POSITIONS, PICTURE_ROWS))
+    groups = row_groups(rows, torch.zeros(len(positions), 1), torch.float32)
+    ours = interpolated_positions(table, side, positions, picture_ends(positions, rows, groups.back))
+    assert (ours - theirs).abs().max() <= 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +317,65 @@ PUBLISHED = {
     },
 }
 
+PUBLISHED["qwen3_vl"] = {
+    # Qwen3-VL-4B.
+    "model_type": "qwen3_vl",
+    "image_token_id": 151655,
+    "tie_word_embeddings": True,
+    "text_config": {
+        "model_type": "qwen3_vl_text",
+        "attention_bias": False,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "max_position_embeddings": 262144,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 5000000,
+        "rope_scaling": {
+            "rope_type": "default",
+            "mrope_interleaved": True,
+            "mrope_section": [24, 20, 20],
+        },
+        "tie_word_embeddings": True,
+        "vocab_size": 151936,
+    },
+    "vision_config": {
+        "model_type": "qwen3_vl",
+        "deepstack_visual_indexes": [5, 11, 17],
+        "depth": 24,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 1024,
+        "in_channels": 3,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": 2560,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+}
+
+
+def test_geometry_of_qwen3_vl_4b():
+    config = Qwen3VlConfig.from_huggingface(PUBLISHED["qwen3_vl"])
+    geometry, decoder, tower = config.geometry, config.decoder, config.tower_shape
+    assert (decoder.head_dim, decoder.rope_theta, decoder.mrope_section) == (128, 5e6, (24, 20, 20))
+    assert decoder.mrope_interleaved
+    assert decoder.head_norms
+    assert not decoder.attention_bias
+    assert (geometry.deepstack_layers, geometry.vision_layers, geometry.patches_per_token) == (3, 24, 4)
+    assert (config.vision.position_side, config.vision.deepstack_layers) == (48, (5, 11, 17))
+    assert (tower.projector_sizes, config.feature_size) == ((4096, 4096, 2560), 4 * 4096)
+    # Each position id turns as many frequencies as its section says.
+    axes = torch.eye(3, dtype=torch.int64).unsqueeze(-1)
+    turned = [int((rotary_angles(decoder, axis, torch.float64).sin != 0).sum()) for axis in axes]
+    assert turned == [24, 20, 20]
+
 
 def test_geometry_of_qwen2_vl_2b():
     config = Qwen2VlConfig.from_huggingface(PUBLISHED["qwen2_vl"])
@@ -312,6 +417,34 @@ def test_published_sizes_have_the_weights_of_transformers(model_type):
         family.canonical_name(name): tuple(tensor.shape) for name, tensor in theirs.state_dict().items()
     }
     assert {name: tuple(tensor.shape) for name, tensor in ours.state_dict().items()} == expected
+
+
+def test_fields_of_qwen3_vl_that_are_left_out():
+    """transformers' own defaults."""
+    config = Qwen3VlConfig.from_huggingface(
+        {"model_type": "qwen3_vl", "text_config": {}, "vision_config": {"out_hidden_size": 4096}}
+    )
+    theirs = Reference.config_class("qwen3_vl")()
+    decoder, text, vision, tower = config.decoder, theirs.text_config, config.vision, theirs.vision_config
+    for ours, name in (
+        (decoder.num_layers, "num_hidden_layers"),
+        (decoder.num_heads, "num_attention_heads"),
+        (decoder.num_kv_heads, "num_key_value_heads"),
+        (decoder.head_dim, "head_dim"),
+        (decoder.intermediate_size, "intermediate_size"),
+        (decoder.vocab_size, "vocab_size"),
+        (decoder.context_length, "max_position_embeddings"),
+        (decoder.rms_norm_eps, "rms_norm_eps"),
+        (decoder.attention_bias, "attention_bias"),
+    ):
+        assert ours == getattr(text, name), name
+    assert decoder.rope_theta == text.rope_parameters["rope_theta"]
+    assert config.image_token_id == theirs.image_token_id
+    assert (vision.num_layers, vision.num_heads, vision.patch_size) == (27, 16, 16)
+    assert (vision.num_layers, vision.hidden_size) == (tower.depth, tower.hidden_size)
+    assert (vision.intermediate_size, vision.patch_size) == (tower.intermediate_size, tower.patch_size)
+    assert vision.position_side**2 == tower.num_position_embeddings
+    assert vision.deepstack_layers == tuple(tower.deepstack_visual_indexes)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
@@ -394,6 +527,67 @@ def test_unsupported_configs_are_refused(qwen25, section, fields, message):
         load_checkpoint(qwen25)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "message"),
+    [
+        (None, {"model_type": "qwen3_vl_moe"}, "the family 'qwen3_vl_moe' is unknown, known: llava,"),
+        ("vision_config", {"hidden_act": "gelu"}, "'hidden_act' is 'gelu', supported: gelu_pytorch_tanh"),
+        (
+            "vision_config",
+            {"deepstack_visual_indexes": [0, 3]},
+            "'deepstack_visual_indexes' names layer 3, the tower has layers 0 … 2: correct the one that is wrong",
+        ),
+        ("vision_config", {"deepstack_visual_indexes": [-1]}, "names layer -1"),
+        ("vision_config", {"deepstack_visual_indexes": [1, 1]}, "names a layer twice: list each once"),
+        ("vision_config", {"deepstack_visual_indexes": "all"}, "is 'all', expected a list of layers"),
+        (
+            "text_config",
+            {"num_hidden_layers": 1},
+            (
+                "names 2 layers of the vision tower, whose features are added behind as many decoder layers, and the "
+                "decoder has 1: correct the one that is wrong"
+            ),
+        ),
+        ("vision_config", {"num_position_embeddings": 24}, "is 24, expected the square of a number"),
+        (
+            "vision_config",
+            {"num_position_embeddings": 0},
+            "the table of positions has 0 rows, not at least 1",
+        ),
+        ("vision_config", {"num_position_embeddings": -4}, "is -4, expected the square of a number"),
+        ("vision_config", {"out_hidden_size": 40}, "gives 40 values per visual token, the decoder takes 48"),
+        ("text_config", {"rope_parameters": {"mrope_section": [2, 2]}}, "does not add up to half"),
+        ("text_config", {"rope_parameters": {"mrope_section": [3, 3]}}, "expected three numbers"),
+    ],
+)
+def test_unsupported_configs_of_qwen3_vl_are_refused(qwen3, section, fields, message):
+    path = qwen3 / "config.json"
+    if section is not None:
+        fields = {section: json.loads(path.read_text())[section] | fields}
+    edit_json(path, **fields)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(qwen3)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "visual.pos_embed.weight",
+        "visual.deepstack_merger_list.1.norm.weight",
+        "language_model.layers.0.self_attn.q_norm.weight",
+    ],
+)
+def test_a_missing_weight_of_qwen3_vl(qwen3, name):
+    path = qwen3 / "model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(f"model.{name}")
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} is missing"):
+        load_checkpoint(qwen3)
 
 
 def test_a_missing_weight(qwen25):

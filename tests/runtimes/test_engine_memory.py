@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from tiny_manifest import with_deepstack
 
 from edgeprune.bundle import Bundle
 from edgeprune.errors import EngineError
@@ -42,6 +43,13 @@ def test_a_graph_has_the_weights_that_it_reads(bundle, request):
         expected[name] = sum(int(entry.value) for entry in entries if entry.key == "length")
     assert found == expected
     assert found["segment0"] > 0
+
+
+def test_deepstacks_features_take_memory_of_the_sequence(model):
+    """What the decoder adds behind two layers lies there from the embedding on."""
+    more = replace(model, manifest=with_deepstack(model.manifest, 2))
+    features = 2 * model.limits.sequence * model.manifest.geometry.hidden_size * model.bytes_per_value
+    assert more.estimate().activations == model.estimate().activations + features
 
 
 def test_what_fits_is_not_refused(model):

@@ -90,6 +90,9 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no segments": lambda data: data.update(segments=[], sites=[]),
     "sites without segments": lambda data: data.update(segments=data["segments"][:1]),
     "missing graph": lambda data: entry(data, "graphs").pop("gather"),
+    "additions behind layers that are not there": lambda data: entry(
+        data, "graphs", "projector", "outputs"
+    ).append({"name": "image_deepstack_features", "dtype": "float32", "shape": [2**40, "visual_tokens", 8]}),
     "segment that is no decoder": lambda data: entry(data, "segments", 0).update(graph="vision"),
     "layers that are others'": lambda data: entry(data, "segments", 0).update(layers=[77]),
     "unknown numbering": lambda data: entry(data, "sites", 0).update(positions="random"),
@@ -141,6 +144,7 @@ def test_sentences_are_pythons_where_the_cause_is_the_same(cpp, copy):
         "unknown dtype",
         "no heads",
         "missing graph",
+        "additions behind layers that are not there",
     ):
         original = (copy / MANIFEST_FILE).read_text()
         rewritten(copy, CHANGES[name])
