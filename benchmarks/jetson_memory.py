@@ -20,7 +20,7 @@ BYTES_PER_WEIGHT = {"float16": 2.0, "INT8": 1.0 + 2 / 1536, "INT4": 0.5 + 2 / 12
 
 @dataclass(frozen=True)
 class Model:
-    """A model's sizes; of its picture, the tiles and the visual tokens of each."""
+    """A model's sizes; of its picture, the tiles and the visual tokens of each; layers behind which DeepStack adds."""
 
     name: str
     layers: int
@@ -113,6 +113,34 @@ MODELS = (
         1,
         4,
         (5120, 5120, 2048),
+    ),
+    Model(
+        "Qwen3-VL-2B",
+        28,
+        2048,
+        6144,
+        (16, 8, 128),
+        151936,
+        (24, 1024, 4096, 2),
+        256,
+        1,
+        4,
+        (4096, 4096, 2048),
+        deepstack=3,
+    ),
+    Model(
+        "Qwen3-VL-4B",
+        36,
+        2560,
+        9728,
+        (32, 8, 128),
+        151936,
+        (24, 1024, 4096, 2),
+        256,
+        1,
+        4,
+        (4096, 4096, 2560),
+        deepstack=3,
     ),
     Model(
         "LLaVA-1.5-7B",

@@ -18,6 +18,8 @@ def test_the_models_have_the_sizes_of_their_names():
         "InternVL3-1B": 0.94,
         "Qwen2-VL-2B": 2.21 + 0.23,
         "Qwen2.5-VL-3B": 3.75 + 0.31,
+        "Qwen3-VL-2B": 2.13 + 0.31,
+        "Qwen3-VL-4B": 4.44 + 0.39,
         "LLaVA-1.5-7B": 7.06,
     }
     for name, expected in named.items():
