@@ -50,6 +50,55 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# Of the form of Qwen3-VL's: no system turn of its own, tools, turns of tools, attributes instead of items.
+QWEN3_CHAT_TEMPLATE = """\
+{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- for tool in tools %}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set images = namespace(value=0) %}
+{%- set videos = namespace(value=0) %}
+{%- for message in messages %}
+    {%- if message.role == "user" %}
+        {{- '<|im_start|>' + message.role + '\\n' }}
+        {%- if message.content is string %}
+            {{- message.content }}
+        {%- else %}
+            {%- for part in message.content %}
+                {%- if part.type == 'image' or 'image' in part or 'image_url' in part %}
+                    {%- set images.value = images.value + 1 %}
+                    {%- if add_vision_id %}Picture {{ images.value }}: {% endif -%}
+                    <|vision_start|><|image_pad|><|vision_end|>
+                {%- elif part.type == 'video' or 'video' in part %}
+                    {%- set videos.value = videos.value + 1 %}
+                    {%- if add_vision_id %}Video {{ videos.value }}: {% endif -%}
+                    <|vision_start|><|video_pad|><|vision_end|>
+                {%- elif 'text' in part %}
+                    {{- part.text }}
+                {%- endif %}
+            {%- endfor %}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == "assistant" and message.tool_calls %}
+        {%- for call in message.tool_calls %}
+            {%- if (loop.first and message.content) or (not loop.first) %}{{- '\\n' }}{%- endif %}
+            {%- if call.function %}{%- set call = call.function %}{%- endif %}
+            {{- call.name + (call.arguments if call.arguments is string else (call.arguments | tojson)) }}
+        {%- endfor %}
+    {%- elif message.role == "tool" and (loop.first or (messages[loop.index0 - 1].role != "tool")) %}
+        {{- '<|im_start|>user' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
 
 @dataclass(frozen=True)
 class TinyQwen:
@@ -170,14 +219,16 @@ def qwen_processor(spec: TinyQwen, tokenizer: Qwen2Tokenizer) -> Qwen2VLProcesso
         def get_attributes(cls) -> list[str]:
             return ["image_processor", "tokenizer"]
 
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if spec.model_type == "qwen3_vl" else {}
+    third = spec.model_type == "qwen3_vl"
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if third else {}
     images = Qwen2VLImageProcessorPil(
         size={"shortest_edge": 4 * spec.factor**2, "longest_edge": spec.max_tokens * spec.factor**2},
         patch_size=spec.patch_size,
         merge_size=spec.merge_size,
         **half,
     )
-    return PictureProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE)
+    template = QWEN3_CHAT_TEMPLATE if third else CHAT_TEMPLATE
+    return PictureProcessor(images, tokenizer, chat_template=template)
 
 
 def qwen_tokenizer() -> Qwen2Tokenizer:

@@ -101,6 +101,37 @@ def test_published_settings(limits, tmp_path):
     assert_same_patches(tmp_path, SIZES)
 
 
+def test_published_settings_of_qwen3_vl(tmp_path):
+    """Other patches, means and limits; the processor is named as torchvision's."""
+    vision = {"patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2}
+    config = {"model_type": "qwen3_vl", "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    published = {
+        "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "Qwen3VLProcessor",
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(published))
+    found = read(tmp_path, "qwen3_vl")
+    assert (found.min_pixels, found.max_pixels) == (256**2, 4096**2)
+    assert (found.patch_size, found.factor, found.window_tokens, found.mean) == (16, 32, 0, (0.5, 0.5, 0.5))
+    # 640 × 480 pixels: 20 × 15 visual tokens.
+    (grid,) = found.prepare([picture(640, 480)], (16, 16)).layout.grids
+    assert (grid.rows, grid.columns) == (15, 20)
+    # What the configuration leaves out is 16 there, and 14 in the processor.
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl", "vision_config": {}}))
+    assert read(tmp_path, "qwen3_vl") == found
+    published.pop("patch_size")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(published))
+    with pytest.raises(CheckpointError, match=r"has patch_size 14, config.json's vision_config patch_size 16"):
+        read(tmp_path, "qwen3_vl")
+
+
 def test_transparent_and_grey_pictures(tmp_path):
     Qwen2VLImageProcessorPil().save_pretrained(write_config(tmp_path))
     rng = np.random.default_rng(0)

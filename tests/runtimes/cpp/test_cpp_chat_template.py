@@ -26,6 +26,7 @@ TEMPLATES = {
     "internvl": tiny_internvl.CHAT_TEMPLATE,
     "chatml": CHATML,
     "qwen": tiny_qwen.CHAT_TEMPLATE,
+    "qwen3": tiny_qwen.QWEN3_CHAT_TEMPLATE,
     "text alone": "{{ bos_token }}{%- for m in messages -%}\n  {{- m.content[-1].text | trim -}}\n{%- endfor %}\n\nA:",
 }
 PROMPTS = ["What is it?", "  Größe\n{{ 7 * 7 }} {% raw %} ", "a\\n'quoted' \"twice\" <image>"]
