@@ -133,7 +133,7 @@ def test_pyramiddrop(folder, dense, tiles, seed):
 @pytest.mark.parametrize("key_source", ["upstream", "normed"])
 @pytest.mark.parametrize(("tiles", "seed"), [((1,), 0), ((5,), 1), ((3, 1), 2), ((1, 5), 3)])
 def test_adaptprune_suppresses_inside_a_tile(folder, dense, tiles, seed, key_source):
-    method = AdaptPrune(layer=2, keep_ratio=0.5, key_source=key_source)
+    method = AdaptPrune(layer=2, keep_ratio=0.5, similarity_sigma=0.4, key_source=key_source)
     model = load_checkpoint(folder, methods=[method])
     ids, pictures = prompt(tiles, seed)
     slots = np.full(len(ids), -1)
