@@ -15,7 +15,13 @@ from edgeprune.runtimes.prompt import PromptFormat
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 # What Hugging Face's configurations assume where config.json leaves it out, by the decoder's model_type.
-_CONTEXT_LENGTHS = {"llama": 2048, "qwen2": 32768, "qwen2_vl_text": 32768, "qwen2_5_vl_text": 32768}
+_CONTEXT_LENGTHS = {
+    "llama": 2048,
+    "qwen2": 32768,
+    "qwen2_vl_text": 32768,
+    "qwen2_5_vl_text": 32768,
+    "qwen3": 32768,
+}
 _IMAGE_TOKEN_IDS = {"qwen2_vl": 151655, "qwen2_5_vl": 151655}
 
 _VICUNA_TEMPLATE = """\

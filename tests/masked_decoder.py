@@ -95,5 +95,7 @@ class MaskedDecoder:
             projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm(query), attention.k_norm(key)
         cos_sin = self.decoder.rotary_emb(hidden, position_ids)
         return LayerInputs(hidden, *apply_rotary_pos_emb(query, key, *cos_sin), value)

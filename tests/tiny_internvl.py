@@ -18,6 +18,7 @@ from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
@@ -60,6 +61,7 @@ class TinyInternvl:
     min_patches: int = 1
     tied: bool = False
     rope: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 1e4})
+    decoder: dict[str, Any] = field(default_factory=dict)
     vision: dict[str, Any] = field(default_factory=lambda: {"attention_bias": True})
     model: dict[str, Any] = field(default_factory=dict)
     std: float = 0.2
@@ -133,7 +135,7 @@ def build_internvl(folder: Path, spec: TinyInternvl = TinyInternvl()) -> Path:
     """Write a whole InternVL checkpoint with random weights and return its folder."""
     processor = internvl_processor(spec)
     tokenizer = processor.tokenizer
-    text_class = {"qwen2": Qwen2Config, "llama": LlamaConfig}[spec.text]
+    text_class = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}[spec.text]
     config = InternVLConfig(
         text_config=text_class(
             hidden_size=spec.hidden_size,
@@ -148,6 +150,7 @@ def build_internvl(folder: Path, spec: TinyInternvl = TinyInternvl()) -> Path:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            **spec.decoder,
         ),
         vision_config=InternVLVisionConfig(
             **{

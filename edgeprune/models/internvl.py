@@ -1,7 +1,7 @@
-"""InternVL 2, 2.5 and 3 in Hugging Face's format (``model_type`` "internvl").
+"""InternVL 2, 2.5, 3 and 3.5 in Hugging Face's format (``model_type`` "internvl").
 
-InternViT, pixel shuffle (squares of patches become one visual token), a projector of two layers, and a Llama or Qwen2
-decoder. A picture is cut into tiles, and seen as a whole beside them.
+InternViT, pixel shuffle (squares of patches become one visual token), a projector of two layers, and a Llama,
+Qwen2 or Qwen3 decoder. A picture is cut into tiles, and seen as a whole beside them.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from edgeprune.tensor_names import PIXEL_VALUES
 from edgeprune.tensor_spec import TensorSpec
 
 MODEL_TYPE = "internvl"
-TEXT_MODEL_TYPES = ("llama", "qwen2")
+TEXT_MODEL_TYPES = ("llama", "qwen2", "qwen3")
 
 # How many patches a side of the square that becomes one visual token has.
 _JOINED_BY_RATIO = {0.5: 2, 0.25: 4}

@@ -1,4 +1,4 @@
-"""Decoders of Llama's shape (Vicuna, Mistral, Qwen2): the torch reference, cut into half-layers to prune between.
+"""Decoders of Llama's shape (Vicuna, Mistral, Qwen2, Qwen3): as torch references, in half-layers to prune between.
 
 A decoder layer is two blocks, ``attention`` (norm, self-attention, residual) and ``mlp`` (norm, gated MLP, residual).
 A pruning site lies before a layer's attention or between its attention and its MLP; :class:`Cut` names such a place.
@@ -17,12 +17,19 @@ from torch.nn import functional as F
 from edgeprune.errors import CheckpointError, PruningError
 from edgeprune.models.config_fields import read_field, require_choice
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3")
 
 # What Hugging Face's configurations assume where config.json leaves it out, if not what LlamaConfig does.
 _DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "qwen2": {
         "num_key_value_heads": 32,
+        "intermediate_size": 22016,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+    },
+    "qwen3": {
+        "num_key_value_heads": 32,
+        "head_dim": 128,
         "intermediate_size": 22016,
         "vocab_size": 151936,
         "max_position_embeddings": 32768,
@@ -54,6 +61,7 @@ class LlamaConfig:
         tie_word_embeddings: Whether the head uses the embedding matrix.
         mrope_section: How many frequencies turn with each of several position ids of a row (M-RoPE, Qwen2-VL);
             empty = a row has one.
+        head_norms: Whether an RMS norm of each query and key head runs before the rotary embedding (Qwen3).
     """
 
     hidden_size: int
@@ -72,6 +80,7 @@ class LlamaConfig:
     mlp_bias: bool
     tie_word_embeddings: bool
     mrope_section: tuple[int, ...] = ()
+    head_norms: bool = False
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size"):
@@ -80,6 +89,11 @@ class LlamaConfig:
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"text_config: {self.num_heads} attention heads cannot share {self.num_kv_heads} key/value heads"
+            )
+        if self.head_dim % 2:
+            raise CheckpointError(
+                f"text_config: the head width {self.head_dim} is odd: the rotary embedding turns pairs, so "
+                "'head_dim' must be even"
             )
         if self.mrope_section and sum(self.mrope_section) != self.head_dim // 2:
             raise CheckpointError(
@@ -95,9 +109,8 @@ class LlamaConfig:
             CheckpointError: A field is missing or a variant is not supported.
         """
         model_type = require_choice(config, "model_type", MODEL_TYPES, "llama")
-        assumed = _DEFAULTS.get(model_type, {})
-        config = {**config, **{name: size for name, size in assumed.items() if config.get(name) is None}}
-        qwen = model_type.startswith("qwen2")
+        config = {**_DEFAULTS.get(model_type, {}), **config}
+        qwen2 = model_type.startswith("qwen2")
         require_choice(config, "hidden_act", ("silu",), "silu")
         _refuse_sliding_window(config, model_type)
         hidden_size = read_field(config, "hidden_size", int, 4096)
@@ -124,20 +137,21 @@ class LlamaConfig:
             rms_norm_eps=read_field(config, "rms_norm_eps", float, 1e-6),
             rope_theta=10000.0 if theta is None else float(theta),
             rope_factor=float(rope.get("factor", 1.0)) if rope_type == "linear" else 1.0,
-            attention_bias=qwen or read_field(config, "attention_bias", bool, False),
-            output_bias=not qwen and read_field(config, "attention_bias", bool, False),
+            attention_bias=qwen2 or read_field(config, "attention_bias", bool, False),
+            output_bias=not qwen2 and read_field(config, "attention_bias", bool, False),
             mlp_bias=read_field(config, "mlp_bias", bool, False),
             tie_word_embeddings=tie_word_embeddings,
             mrope_section=tuple(int(size) for size in rope.get("mrope_section") or ()),
+            head_norms=model_type == "qwen3",
         )
 
 
 def _refuse_sliding_window(config: Mapping[str, Any], model_type: str) -> None:
-    """Mistral's and Qwen2's attention may be cut to a window; the checkpoints of our families do not ask for it."""
-    mistral = model_type == "mistral"
-    # What MistralConfig assumes where the field is missing.
-    window = config.get("sliding_window", 4096 if mistral else None)
-    if window is not None and (mistral or config.get("use_sliding_window", False)):
+    """Mistral's and Qwen's attention may be cut to a window; the checkpoints of our families do not ask for it."""
+    windowed = model_type == "mistral" or bool(config.get("use_sliding_window", False))
+    # What their configurations assume where the field is missing.
+    window = config.get("sliding_window", None if model_type == "llama" else 4096)
+    if windowed and window is not None:
         raise CheckpointError(
             f"text_config: 'sliding_window' is {window}, supported: null (attention to all rows)"
         )
@@ -251,6 +265,20 @@ class LlamaAttention(nn.Module):
         self.k_proj = nn.Linear(width, config.num_kv_heads * config.head_dim, bias=bias)
         self.v_proj = nn.Linear(width, config.num_kv_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, width, bias=config.output_bias)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.head_norms else nn.Identity()
+            for _ in range(2)
+        )
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Query heads before the rotary embedding: [B, S, C], normed → [B, H, S, D]."""
+        heads: Tensor = self.q_norm(self.split_heads(self.q_proj(x), self.num_heads))
+        return heads
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Key heads before the rotary embedding: [B, S, C], normed → [B, Hkv, S, D]."""
+        heads: Tensor = self.k_norm(self.split_heads(self.k_proj(x), self.num_kv_heads))
+        return heads
 
     def split_heads(self, x: Tensor, num_heads: int) -> Tensor:
         """[B, S, H·D] → [B, H, S, D]."""
@@ -321,8 +349,7 @@ class LlamaLayer(nn.Module):
         if probe is not None:
             probe_hidden = (probe.weights.to(hidden.dtype) @ hidden) + probe.offset.to(hidden.dtype)
             rows = torch.cat((normed, self.input_layernorm(probe_hidden)), dim=1)
-        query = attn.split_heads(attn.q_proj(rows), attn.num_heads)
-        key = attn.split_heads(attn.k_proj(rows), attn.num_kv_heads)
+        query, key = attn.queries(rows), attn.keys(rows)
         probe_query = probe_key = None
         if probe is not None:
             probe_query = apply_rotary(query[:, :, length:], probe.angles)

@@ -9,7 +9,8 @@ similar ones (a soft non-maximum suppression on distance and on the cosine of th
 Where paper and code differ, or both are silent:
   * K is 3 in the paper and 2 in the code: presets "paper" and "upstream".
   * The keys are those of the code: layer K's key projection on the hidden states that enter the layer, without norm
-    and rotary embedding. ``key_source`` "normed" applies the layer's norm first, as the layer itself does.
+    and rotary embedding. ``key_source`` "normed" applies the layer's norm first, and its norms of key heads behind it
+    (Qwen3), as the layer itself does.
   * The code may choose a token twice where all scores have become zero; the paper says "highest-scoring token that
     hasn't yet been chosen", and so does this. Everything is computed in float32.
   * Suppression does not cross grids, pictures or tiles of them (paper, supplement A); their tokens compete for one
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgeprune import tensor_names
 from edgeprune.errors import PruningError
@@ -53,7 +54,7 @@ class AdaptPrune(PruningMethod):
         max_distance: Tokens further away than this, in patches, are not suppressed.
         distance_sigma: σ_d of the suppression by distance, in patches.
         similarity_sigma: σ_s of the suppression by similarity, in cosine.
-        key_source: "upstream" (no norm before the key projection) or "normed".
+        key_source: "upstream" (the key projection alone) or "normed" (the layer's keys).
     """
 
     layer: int = 3
@@ -141,8 +142,8 @@ class AdaptPruneSelector(SiteSelector):
         super().__init__()
         self.method = method
         layer = decoder.layer(method.layer)
-        self.key_proj = layer.self_attn.k_proj
-        self.norm: nn.Module = layer.input_layernorm if method.key_source == "normed" else nn.Identity()
+        self.attention = layer.self_attn
+        self.norm = layer.input_layernorm
         nearness = nearness_table(method.max_distance, method.distance_sigma)
         self.register_buffer("nearness", nearness, persistent=False)
 
@@ -155,7 +156,7 @@ class AdaptPruneSelector(SiteSelector):
         )
         table = inputs[tensor_names.VISUAL_PLACES]
         places = table.index_select(0, visual_slots.clamp(min=0))
-        keys = self.key_proj(self.norm(inputs[tensor_names.out(tensor_names.HIDDEN_STATES)]))[0]
+        keys = self._keys(inputs[tensor_names.out(tensor_names.HIDDEN_STATES)])[0]
         # Grids lie below each other, out of each other's reach.
         step = table[:, 3].amax(dim=0) + math.ceil(self.method.max_distance)
         row = places[:, 1] + places[:, 0] * step
@@ -168,3 +169,10 @@ class AdaptPruneSelector(SiteSelector):
             self.nearness,
             similarity_sigma=self.method.similarity_sigma,
         )
+
+    def _keys(self, hidden: Tensor) -> Tensor:
+        """Keys before the rotary embedding: [1, S, C] → [1, S, Hkv·D]."""
+        if self.method.key_source == "normed":
+            return self.attention.merge_heads(self.attention.keys(self.norm(hidden)))
+        keys: Tensor = self.attention.k_proj(hidden)
+        return keys

@@ -102,8 +102,7 @@ class PyramidDropSelector(SiteSelector):
         super().__init__()
         self.config = decoder.config
         self.norm = decoder.layer(layer).input_layernorm
-        attention = decoder.layer(layer).self_attn
-        self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
+        self.attention = decoder.layer(layer).self_attn
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Keep the ``num_keep`` visual tokens with the highest scores."""
@@ -111,12 +110,8 @@ class PyramidDropSelector(SiteSelector):
         position_ids = inputs[tensor_names.POSITION_IDS]
         angles = rotary_angles(self.config, position_ids, normed.dtype)
         last_angles = rotary_angles(self.config, position_ids[:, -1:], normed.dtype)
-        query = apply_rotary(self._heads(self.q_proj(normed[:, -1:])), last_angles)
-        key = apply_rotary(self._heads(self.k_proj(normed)), angles)
+        query = apply_rotary(self.attention.queries(normed[:, -1:]), last_angles)
+        key = apply_rotary(self.attention.keys(normed), angles)
         scores = last_row_attention(query, key)
         visual = inputs[tensor_names.VISUAL_SLOTS] >= 0
         return select_top_k(scores.unsqueeze(0), inputs[tensor_names.NUM_KEEP], visual)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """[1, S, H·D] → [1, H, S, D]."""
-        return x.view(1, x.shape[1], -1, self.config.head_dim).transpose(1, 2)

@@ -51,7 +51,7 @@ def test_vtw_keeps_no_visual_token(llava_folder):
 def test_adaptprune_equals_the_definition(llava_folder, key_source):
     method = AdaptPrune(layer=2, keep=9, similarity_sigma=0.3, key_source=key_source)
     stage = site_of(llava_folder, method)
-    weight = stage.selector.key_proj.weight.detach().double().numpy()
+    weight = stage.selector.attention.k_proj.weight.detach().double().numpy()
     compared = 0
     for seed in range(90):
         inputs = random_site_inputs(stage, seed)
