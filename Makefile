@@ -67,7 +67,7 @@ plugin: $(STAMP) ## Compile and test TensorRT's plugins; TENSORRT_ROOT="DIR …"
 		$(BIN)/python -m edgeprune.plugins.build; \
 	done
 
-engines: $(STAMP) ## Build every graph of a random 0.4 B LLaVA for three GPUs, none needed; tables into out/engines.md
+engines: $(STAMP) ## Build the engines of a random 0.4 B LLaVA for three GPUs; none is needed
 	@mkdir -p out
 	@set -o pipefail; $(BIN)/python benchmarks/engines.py | tee out/engines.md
 
