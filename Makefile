@@ -15,7 +15,7 @@ TEST_PROCESSES ?= 2
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test lint types format unit kernels plugin cpp cpp-sanitize cpp-fuzz cpp-tensorrt cross-jetson test-gpu clean
+.PHONY: help demo test lint types format unit kernels plugin cpp cpp-sanitize cpp-fuzz cpp-tensorrt cross-jetson engines test-gpu clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ plugin: $(STAMP) ## Compile and test TensorRT's plugins; TENSORRT_ROOT="DIR …"
 		$(BIN)/python -m pytest -q tests/plugins/test_tensorrt_plugin.py tests/plugins/test_plugin_engines.py; \
 		$(BIN)/python -m edgeprune.plugins.build; \
 	done
+
+engines: $(STAMP) ## Build the engines of a random 0.4 B LLaVA for three GPUs; none is needed
+	@mkdir -p out
+	@set -o pipefail; $(BIN)/python benchmarks/engines.py | tee out/engines.md
 
 test-gpu: $(STAMP) ## Run kernels and engines on an NVIDIA GPU; without one, say so
 	$(BIN)/python tests/plugins/run_on_gpu.py

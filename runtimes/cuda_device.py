@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from edgeprune.errors import BackendError
 from edgeprune.extras import require
 from edgeprune.runtimes.device_arena import MemoryBlock, MemoryPool
+from edgeprune.runtimes.upload_staging import UploadStaging
 
+# Page-locked memory for uploads: a picture of 336 × 336 pixels and the index tensors of several prompts.
+_UPLOAD_BYTES = 4 << 20
 # What a download begins with: more than one integer and less than a vocabulary; it grows to what is read.
-_STAGING_BYTES = 1 << 16
+_READ_BYTES = 1 << 16
 # cudaError_t of driver_types.h
 _OUT_OF_MEMORY, _INSUFFICIENT_DRIVER, _NO_DEVICE = 2, 35, 100
 
@@ -41,16 +44,37 @@ class CudaDevice:
         handle = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
         self.stream = int(handle)
         self.memory = MemoryPool(partial(_malloc, self._cuda), self._cuda.cudaFree)
-        self._staging: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._read_buffer: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._reading = threading.Lock()
+        self._upload_buffer = self._page_locked(_UPLOAD_BYTES)
+        self._staging = UploadStaging(_UPLOAD_BYTES)
+        # Again by the thread that has it, because an upload may have to wait for the stream.
+        self._uploading = threading.RLock()
         weakref.finalize(self, self._cuda.cudaStreamDestroy, handle)
 
     def upload(self, array: NDArray[Any]) -> MemoryBlock:
-        """A copy of a contiguous host array; the array may change when this returns."""
+        """A copy of a contiguous host array; the array may change when this returns.
+
+        The copy goes through page-locked memory: from other memory CUDA may wait for the stream, and does not say when
+        it has read it. What is larger than that memory, as a prompt's many tiles, is waited for.
+        """
         block = self.memory.allocate(array.nbytes)
-        if array.nbytes:
-            # From pageable memory: the driver has taken the bytes when this returns, without waiting for the stream.
-            self._copy(block.address, array.ctypes.data, array.nbytes, self._kinds.cudaMemcpyHostToDevice)
+        if not array.nbytes:
+            return block
+        to_device = self._kinds.cudaMemcpyHostToDevice
+        if array.nbytes > self._staging.size:
+            self._copy(block.address, array.ctypes.data, array.nbytes, to_device)
+            self.synchronize()
+            return block
+        with self._uploading:
+            offset = self._staging.place(array.nbytes)
+            if offset is None:
+                self.synchronize()
+                offset = self._staging.place(array.nbytes)
+                assert offset is not None
+            staged = self._upload_buffer[offset : offset + array.nbytes]
+            staged[:] = array.reshape(-1).view(np.uint8)
+            self._copy(block.address, staged.ctypes.data, array.nbytes, to_device)
         return block
 
     def download(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -60,17 +84,21 @@ class CudaDevice:
         """
         size = prod(shape) * dtype.itemsize
         with self._reading:
-            if self._staging.nbytes < size:
-                self._staging = self._page_locked(max(size, _STAGING_BYTES))
+            if self._read_buffer.nbytes < size:
+                self._read_buffer = self._page_locked(max(size, _READ_BYTES))
             if size:
-                self._copy(self._staging.ctypes.data, address, size, self._kinds.cudaMemcpyDeviceToHost)
-            self._call("cudaStreamSynchronize", self.stream)
-            read: NDArray[Any] = self._staging[:size].copy().view(dtype).reshape(shape)
+                self._copy(self._read_buffer.ctypes.data, address, size, self._kinds.cudaMemcpyDeviceToHost)
+            self.synchronize()
+            read: NDArray[Any] = self._read_buffer[:size].copy().view(dtype).reshape(shape)
             return read
 
     def synchronize(self) -> None:
         """Wait for everything on the stream."""
+        with self._uploading:
+            mark = self._staging.mark()
         self._call("cudaStreamSynchronize", self.stream)
+        with self._uploading:
+            self._staging.release(mark)
 
     def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
         self._call("cudaMemcpyAsync", target, source, size, kind, self.stream)

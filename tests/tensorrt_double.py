@@ -9,7 +9,9 @@ What the real ones demand, it enforces: every tensor of a run has an address of 
 allocated, inputs lie inside the chosen profile's range and equal dimensions are equal, the scratch memory is set, large
 enough, and scribbled over by every run; a profile is used by one context at a time; a size that TensorRT needs on the
 host is read from the host, when the run is put on the stream. Work waits on the stream until somebody waits for it, as
-on a GPU: who reads without waiting reads garbage.
+on a GPU: who reads without waiting reads garbage, and who writes over what is still to be copied uploads that. CUDA
+does not say when it reads memory that is not page-locked, so a copy from there must be waited for before anything else
+is started.
 """
 
 import ctypes
@@ -89,6 +91,7 @@ class GpuDouble:
     memory: dict[int, np.ndarray] = field(default_factory=dict)
     page_locked: dict[int, np.ndarray] = field(default_factory=dict)
     pending: list[Callable[[], None]] = field(default_factory=list)
+    pageable: bool = False
     working: Any = field(default_factory=threading.RLock)
 
     def install(self, monkeypatch: Any, library: str = LIBRARY, sm: int = SM) -> None:
@@ -115,6 +118,17 @@ class GpuDouble:
         with self.working:
             while self.pending:
                 self.pending.pop(0)()
+            self.pageable = False
+
+    def is_page_locked(self, address: int, size: int) -> bool:
+        return any(
+            start <= address and address + size <= start + block.nbytes
+            for start, block in list(self.page_locked.items())
+        )
+
+    def put_on_stream(self, work: Callable[[], None]) -> None:
+        assert not self.pageable, "a copy from memory that is not page-locked was not waited for"
+        self.pending.append(work)
 
     def cuda(self) -> types.ModuleType:
         """``cuda.bindings.runtime``."""
@@ -150,14 +164,14 @@ class GpuDouble:
             assert stream == _STREAM
             if kind == kinds.cudaMemcpyHostToDevice:
                 self.check_range("copy to the device", target, size)
-                taken = view(source, size).copy()
                 self.uploads.append(size)
-                self.pending.append(lambda: np.copyto(view(target, size), taken))
+                self.put_on_stream(lambda: np.copyto(view(target, size), view(source, size)))
+                self.pageable = not self.is_page_locked(source, size)
             else:
                 self.check_range("copy to the host", source, size)
-                assert target in self.page_locked, "a copy to other memory would hold up the stream"
+                assert self.is_page_locked(target, size), "a copy to other memory would hold up the stream"
                 self.read_bytes += size
-                self.pending.append(lambda: np.copyto(view(target, size), view(source, size)))
+                self.put_on_stream(lambda: np.copyto(view(target, size), view(source, size)))
             return (0,)
 
         def synchronize(stream: int) -> tuple[int]:
@@ -448,7 +462,7 @@ class ContextDouble:
             values = self.run({name: np.zeros(shapes[name], self.dtype(name)) for name in self.on_device()})
             for name, address in host_outputs.items():
                 view(address, values[name].nbytes)[:] = values[name].reshape(-1).view(np.uint8)
-        gpu.pending.append(work)
+        gpu.put_on_stream(work)
         # What comes next must say everything again that may have changed: nothing of this run is left over.
         self.addresses.clear()
         return True

@@ -5,7 +5,7 @@ import json
 import pytest
 from fit_data import write_data
 from PIL import Image
-from tiny_internvl import build_internvl
+from tiny_internvl import TinyInternvl, build_internvl
 from tiny_llava_next import build_llava_next
 from tiny_qwen import QWEN2, QWEN3, QWEN25, build_qwen
 
@@ -22,11 +22,16 @@ def many_sizes(tmp_path_factory):
     return data
 
 
-@pytest.fixture(scope="module", params=["llava_next", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(
+    scope="module",
+    params=["llava_next", "internvl", "internvl qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"],
+)
 def family_folder(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
+    folder = tmp_path_factory.mktemp(request.param.replace(" ", "-")) / "checkpoint"
     if request.param == "llava_next":
         return build_llava_next(folder)
     if request.param == "internvl":
         return build_internvl(folder)
+    if request.param == "internvl qwen3":
+        return build_internvl(folder, TinyInternvl(text="qwen3", decoder={"head_dim": 16}))
     return build_qwen(folder, {"qwen2_vl": QWEN2, "qwen2_5_vl": QWEN25, "qwen3_vl": QWEN3}[request.param])

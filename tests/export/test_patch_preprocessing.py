@@ -128,7 +128,9 @@ def test_published_settings_of_qwen3_vl(tmp_path):
     assert read(tmp_path, "qwen3_vl") == found
     published.pop("patch_size")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(published))
-    with pytest.raises(CheckpointError, match=r"has patch_size 14, config.json's vision_config patch_size 16"):
+    with pytest.raises(
+        CheckpointError, match=r"has patch_size 14, config.json's vision_config patch_size 16"
+    ):
         read(tmp_path, "qwen3_vl")
 
 

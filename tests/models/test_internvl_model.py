@@ -1,6 +1,7 @@
 """InternVL against transformers: logits of prefill and decode, configurations, weight names."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import edit_json, edit_weights
 from tiny_internvl import TinyInternvl, build_internvl, internvl_prompt
-from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen3Config
 
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import CheckpointError
@@ -172,6 +173,75 @@ def test_geometry_of_internvl3_1b():
     assert (defaults.intermediate_size, defaults.vocab_size, defaults.num_kv_heads) == (22016, 151936, 32)
 
 
+# The decoder of OpenGVLab/InternVL3_5-1B-HF: Qwen3-0.6B's sizes, embedding and head apart.
+QWEN3_1B = {
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 40960,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rope_theta": 1000000,
+}
+
+
+def test_geometry_of_internvl3_5_1b():
+    vision = {"attention_bias": True, "model_type": "internvl_vision", "image_size": [448, 448]}
+    raw = {
+        "text_config": QWEN3_1B,
+        "vision_config": vision,
+        "image_token_id": 151671,
+        "tie_word_embeddings": False,
+    }
+    config = InternvlConfig.from_huggingface(raw)
+    decoder = config.decoder
+    # 16 heads of 128 are wider than the hidden states.
+    assert (decoder.hidden_size, decoder.num_heads, decoder.num_kv_heads, decoder.head_dim) == (
+        1024,
+        16,
+        8,
+        128,
+    )
+    assert decoder.head_norms
+    assert (decoder.attention_bias, decoder.output_bias) == (False, False)
+    assert (decoder.context_length, decoder.rope_theta, decoder.vocab_size) == (40960, 1e6, 151936)
+    with torch.device("meta"):
+        parameters = dict(FAMILIES["internvl"].build(raw).named_parameters())
+    counts = Counter[str]()
+    for name, parameter in parameters.items():
+        part = name.split(".")[0]
+        counts["language" if part in ("language_model", "lm_head") else part] += parameter.numel()
+    # What the published file holds.
+    assert counts == {
+        "vision_tower": 304_012_288,
+        "language": 751_632_384,
+        "multi_modal_projector": 5_253_120,
+    }
+
+
+def test_qwen3_has_the_defaults_of_transformers():
+    theirs = Qwen3Config()
+    ours = InternvlConfig.from_huggingface(
+        {"text_config": {"model_type": "qwen3"}, "vision_config": {}, "image_token_id": 1}
+    ).decoder
+    assert (ours.hidden_size, ours.num_layers, ours.num_heads, ours.num_kv_heads, ours.head_dim) == (
+        theirs.hidden_size,
+        theirs.num_hidden_layers,
+        theirs.num_attention_heads,
+        theirs.num_key_value_heads,
+        theirs.head_dim,
+    )
+    assert (ours.intermediate_size, ours.vocab_size, ours.context_length, ours.rms_norm_eps) == (
+        theirs.intermediate_size,
+        theirs.vocab_size,
+        theirs.max_position_embeddings,
+        theirs.rms_norm_eps,
+    )
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert (ours.attention_bias, ours.output_bias) == (theirs.attention_bias, theirs.attention_bias)
+
+
 @pytest.mark.parametrize(
     ("text", "vision"),
     [
@@ -184,6 +254,7 @@ def test_geometry_of_internvl3_1b():
             },
             {"attention_bias": True},
         ),
+        (QWEN3_1B, {"attention_bias": True}),
         (
             {
                 "hidden_size": 5120,
@@ -194,10 +265,10 @@ def test_geometry_of_internvl3_1b():
             {**VIT_6B, "hidden_size": 3200, "num_hidden_layers": 45, "num_attention_heads": 25},
         ),
     ],
-    ids=["InternVL3-1B", "InternVL3-38B"],
+    ids=["InternVL3-1B", "InternVL3.5-1B", "InternVL3-38B"],
 )
 def test_published_sizes_have_the_weights_of_transformers(text, vision):
-    config = InternVLConfig(text_config={"model_type": "qwen2", **text}, vision_config=vision)
+    config = InternVLConfig(text_config={"model_type": "qwen2"} | text, vision_config=vision)
     family = FAMILIES["internvl"]
     with torch.device("meta"):
         theirs = InternVLForConditionalGeneration(config).state_dict()
@@ -229,6 +300,26 @@ def test_published_sizes_have_the_weights_of_transformers(text, vision):
         ),
         (
             "text_config",
+            {"model_type": "gpt_oss"},
+            "'model_type' is 'gpt_oss', supported: llama, qwen2, qwen3",
+        ),
+        (
+            "text_config",
+            {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 4096},
+            "'sliding_window' is 4096, supported: null (attention to all rows)",
+        ),
+        (
+            "text_config",
+            {"model_type": "qwen3", "head_dim": 9},
+            "the head width 9 is odd",
+        ),
+        (
+            "text_config",
+            {"model_type": "qwen3", "head_dim": 128, "rope_parameters": {"mrope_section": [16, 24, 20]}},
+            "'mrope_section' [16, 24, 20] does not add up to half of the head width 128",
+        ),
+        (
+            "text_config",
             {"rope_parameters": {"rope_type": "yarn"}},
             "'yarn' is not supported (default, linear",
         ),
@@ -250,4 +341,21 @@ def test_unsupported_configs_are_refused(copy, section, fields, message):
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(copy)
     assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_window_that_the_config_leaves_to_transformers_is_refused():
+    """Qwen's windows have 4,096 rows where 'sliding_window' is missing."""
+    text = {"model_type": "qwen3", "use_sliding_window": True}
+    with pytest.raises(CheckpointError, match="'sliding_window' is 4096, supported: null"):
+        InternvlConfig.from_huggingface({"text_config": text, "vision_config": {}, "image_token_id": 1})
+
+
+def test_weights_without_the_norms_of_the_heads_are_refused(tmp_path):
+    folder = build_internvl(tmp_path, SPECS["InternVL3.5: Qwen3"])
+    edit_weights(
+        folder / "model.safetensors", language_model__model__layers__1__self_attn__q_norm__weight=...
+    )
+    with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.q_norm\.weight") as error:
+        load_checkpoint(folder)
     assert "\n" not in str(error.value)

@@ -24,6 +24,7 @@ SPECS = {
     "llama": TinyLlavaNext(),
     "mistral": with_base(TinyLlavaNext(decoder="mistral"), seed=1),
     "qwen2, tied": with_base(TinyLlavaNext(decoder="qwen2"), tied=True, seed=2),
+    "qwen3": with_base(TinyLlavaNext(decoder="qwen3"), head_dim=16, layers=2, seed=6),
     "odd grid": with_base(TinyLlavaNext(), image_size=28, patch_size=4, seed=3),
     "many resolutions": with_base(
         TinyLlavaNext(resolutions=tuple((d, a) for d in range(1, 5) for a in range(1, 5))), seed=4, layers=2

@@ -1,5 +1,7 @@
 """InternVL pruned, against transformers run densely, where dropped patches and tokens stay, masked from then on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,7 @@ from edgeprune.prune.ivtp import Ivtp, equal_steps, layer_groups
 from edgeprune.prune.ivtp_vision import IvtpVision
 from edgeprune.prune.prumerge import PruMerge
 from edgeprune.prune.prumerge_plus import PruMergePlus
+from edgeprune.prune.pyramiddrop import PyramidDrop
 from edgeprune.prune.random_tokens import RandomTokens
 from edgeprune.prune.spatial_pooling import SpatialPooling
 from edgeprune.prune.tome import Tome
@@ -49,10 +52,11 @@ class MaskedInternvl(MaskedDecoder):
         self.decoder = self.model.model.language_model
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture(scope="module", params=["qwen2", "qwen3"])
+def folder(request, tmp_path_factory):
+    spec = replace(SPEC, text="qwen3", decoder={"head_dim": 16}, seed=1) if request.param == "qwen3" else SPEC
     return add_atp(
-        build_internvl(tmp_path_factory.mktemp("internvl"), SPEC), [1, 3], num_patches=SPEC.tokens_per_tile
+        build_internvl(tmp_path_factory.mktemp("internvl"), spec), [1, 3], num_patches=SPEC.tokens_per_tile
     )
 
 
@@ -98,9 +102,38 @@ def test_fastv(folder, dense, tiles, seed):
     assert state.sites[0].kept == sum(int(count * 0.4) for count in counts)
 
 
+@pytest.mark.parametrize(("tiles", "seed"), [((1,), 0), ((3, 1), 1)])
+def test_pyramiddrop(folder, dense, tiles, seed):
+    """Each layer's own queries and keys rank the tokens that enter it."""
+    method = PyramidDrop(layers=(1, 3), keep_ratios=(0.6, 0.3))
+    model = load_checkpoint(folder, methods=[method])
+    ids, pictures = prompt(tiles, seed)
+
+    def choice(layer, share):
+        num_keep = sum(int(9 * number * share + 1e-9) for number in tiles)
+
+        def choose(layers, alive):
+            rows = np.flatnonzero(alive)
+            scores = last_row_scores(double(layers[layer].query)[:, rows], double(layers[layer].key)[:, rows])
+            visual = ids[rows] == IMAGE_TOKEN_ID
+            chosen = alive.copy()
+            chosen[rows[visual]] = False
+            chosen[rows[visual][highest(scores[visual], num_keep)]] = True
+            return chosen
+
+        return choose
+
+    sites = {
+        layer: choice(layer, share) for layer, share in zip(method.layers, method.keep_ratios, strict=True)
+    }
+    state = compare(model, dense, ids, pictures, dense.embed(ids, pictures), sites)
+    assert 0 < state.sites[1].kept < state.sites[0].kept < 9 * sum(tiles)
+
+
+@pytest.mark.parametrize("key_source", ["upstream", "normed"])
 @pytest.mark.parametrize(("tiles", "seed"), [((1,), 0), ((5,), 1), ((3, 1), 2), ((1, 5), 3)])
-def test_adaptprune_suppresses_inside_a_tile(folder, dense, tiles, seed):
-    method = AdaptPrune(layer=2, keep_ratio=0.5)
+def test_adaptprune_suppresses_inside_a_tile(folder, dense, tiles, seed, key_source):
+    method = AdaptPrune(layer=2, keep_ratio=0.5, similarity_sigma=0.4, key_source=key_source)
     model = load_checkpoint(folder, methods=[method])
     ids, pictures = prompt(tiles, seed)
     slots = np.full(len(ids), -1)
@@ -110,7 +143,7 @@ def test_adaptprune_suppresses_inside_a_tile(folder, dense, tiles, seed):
     def choose(layers, alive):
         before, entering = layers[1], layers[2].hidden
         scores = last_row_scores(double(before.query), double(before.key))
-        keys = double(dense.decoder.layers[2].self_attn.k_proj(entering).detach())
+        keys = adaptprune_keys(dense.decoder.layers[2], entering, key_source)
         kept, gap = adaptprune_kept(scores, keys, slots, (3, 3), count, method)
         assert gap > 1e-4, "choose another seed: a choice is too close"
         chosen = alive.copy()
@@ -120,6 +153,18 @@ def test_adaptprune_suppresses_inside_a_tile(folder, dense, tiles, seed):
 
     state = compare(model, dense, ids, pictures, dense.embed(ids, pictures), {2: choose})
     assert state.sites[0].kept == count
+
+
+@torch.no_grad()
+def adaptprune_keys(layer, hidden, key_source):
+    """transformers' key projection alone, or with the norms round it; not rotated."""
+    attention = layer.self_attn
+    if key_source == "upstream":
+        return double(attention.k_proj(hidden))
+    keys = attention.k_proj(layer.input_layernorm(hidden))
+    if hasattr(attention, "k_norm"):
+        keys = attention.k_norm(keys.unflatten(-1, (-1, attention.head_dim))).flatten(-2)
+    return double(keys)
 
 
 @pytest.mark.parametrize(("tiles", "seed"), [((1,), 0), ((5,), 1), ((3, 5), 2)])

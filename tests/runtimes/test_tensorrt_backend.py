@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorrt_double
 from backend_comparison import (
@@ -29,6 +30,7 @@ from edgeprune.bundle import Bundle
 from edgeprune.cli import main
 from edgeprune.errors import BackendError, EngineError, PromptError
 from edgeprune.manifest import MANIFEST_FILE
+from edgeprune.runtimes.cuda_device import CudaDevice
 from edgeprune.runtimes.engine_profiles import DECODE, ONE, PREFILL, SPLIT, WHOLE, Limits, parse_profile_file
 from edgeprune.runtimes.graph_chain import Stopwatch
 from edgeprune.runtimes.sampling import SamplingOptions
@@ -139,6 +141,28 @@ def test_the_table_of_places_is_uploaded_once_per_prompt(tmp_path, gpu, combined
     ]
     assert reading
     assert gpu.uploads.count(tower.layout.table.nbytes) == 1
+
+
+def test_uploads_do_not_wait_until_their_page_locked_memory_is_full(gpu):
+    device = CudaDevice()
+    arrays = [np.full(1 << 18, value, np.int64) for value in range(5)]
+    blocks = [device.upload(array) for array in arrays[:2]]
+    assert gpu.waits == 0, "two of 2 MiB each fill it"
+    blocks += [device.upload(array) for array in arrays[2:]]
+    assert gpu.waits == 2
+    for array, block in zip(arrays, blocks, strict=True):
+        expected = array.copy()
+        array[:] = -1  # the caller may use its memory for something else
+        assert np.array_equal(device.download(block.address, array.shape, array.dtype), expected)
+
+
+def test_an_upload_that_is_larger_than_the_page_locked_memory_is_waited_for(gpu):
+    device = CudaDevice()
+    array = np.arange(1 << 20, dtype=np.int64)
+    block = device.upload(array)
+    assert gpu.waits == 1
+    array[:] = -1
+    assert np.array_equal(device.download(block.address, array.shape, array.dtype), np.arange(1 << 20))
 
 
 def test_nothing_is_allocated_from_the_second_token_on(atp_bundle, tmp_path, gpu):
@@ -400,8 +424,6 @@ def test_without_a_gpu(folder):
 @pytest.mark.skipif(not without_gpu(), reason="this machine has a GPU: 'make test-gpu' uses it")
 def test_the_real_cuda_without_a_driver():
     pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is in the extra 'dev' on Linux")
-    from edgeprune.runtimes.cuda_device import CudaDevice
-
     with pytest.raises(
         BackendError, match=r"CUDA cannot use a GPU here .*update the NVIDIA driver"
     ) as caught:

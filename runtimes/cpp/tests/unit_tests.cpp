@@ -18,6 +18,7 @@
 #include "tensor.h"
 #include "tensorrt/device_arena.h"
 #include "tensorrt/engine_choice.h"
+#include "tensorrt/upload_staging.h"
 #include "text/chat_template.h"
 #include "text/regex.h"
 #include "text/tokenizer.h"
@@ -229,6 +230,19 @@ void device_memory_is_used_again() {
   expect(arena.block().get() != small && arena.size() == 768, "it grows when a hungrier one comes");
 }
 
+void uploads_take_no_memory_that_waits_to_be_copied() {
+  UploadStaging staging(10);
+  expect(staging.place(4) == 0u && staging.place(6) == 4u && staging.place(0) == 10u, "places follow each other");
+  expect(!staging.place(1) && !staging.place(~size_t{0}), "a full buffer");
+  uint64_t mark = staging.mark();
+  staging.release(mark);
+  expect(staging.place(4) == 0u, "after a wait all is free");
+  mark = staging.mark();
+  staging.place(4);
+  staging.release(mark);
+  expect(!staging.place(4), "what was placed during a wait keeps its place");
+}
+
 void engines_run_with_the_version_that_built_them() {
   expect(is_version("10.3.0.26", "10.3.0") && is_version("10.3.0.26", "10.3.0.26"), "equal");
   for (const char* other : {"10.3.0.27", "10.3.1", "1", "10.3.0.26.1", ""}) expect(!is_version("10.3.0.26", other), other);
@@ -265,6 +279,7 @@ int main() {
       {"damaged pictures are refused", damaged_pictures_are_refused},
       {"deep or wrong JSON is refused", deep_or_wrong_json_is_refused},
       {"device memory is used again", device_memory_is_used_again},
+      {"uploads take no memory that waits to be copied", uploads_take_no_memory_that_waits_to_be_copied},
       {"engines run with the version that built them", engines_run_with_the_version_that_built_them},
       {"the smallest profile that fits is chosen", the_smallest_profile_that_fits_is_chosen},
   };

@@ -27,6 +27,12 @@ def test_the_units_of_c_and_cpp_pass(cpp):
     assert "FAILED" not in cpp.run(cpp.built.folder / "tests" / "unit_tests").stdout
 
 
+def test_copies_of_several_threads_to_a_gpu_and_back_lose_nothing(cpp):
+    doubles = cpp.built.folder / "tests" / "tensorrt_double"
+    ran = cpp.run(doubles / "device_copies", LD_LIBRARY_PATH=str(doubles))
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_only_the_c_abi_is_visible(cpp):
     if shutil.which("nm") is None:
         pytest.skip("no nm: install binutils")

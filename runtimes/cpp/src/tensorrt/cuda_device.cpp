@@ -8,13 +8,15 @@ namespace edgeprune {
 namespace {
 
 // What a download begins with: more than one integer and less than a vocabulary; it grows to what is read.
-constexpr size_t kStagingBytes = 1 << 16;
+constexpr size_t kReadBytes = 1 << 16;
+// Page-locked memory for uploads: a picture of 336 x 336 pixels and the index tensors of several prompts.
+constexpr size_t kUploadBytes = 4 << 20;
 
 cuda::Pointer pointer(const void* address) { return reinterpret_cast<uintptr_t>(address); }
 
 }  // namespace
 
-CudaDevice::CudaDevice() : driver_(std::make_shared<cuda::Driver>()) {
+CudaDevice::CudaDevice() : driver_(std::make_shared<cuda::Driver>()), staging_(kUploadBytes) {
   const cuda::Driver::Current current(*driver_);
   driver_->check(driver_->stream_create(&stream_, cuda::kNonBlocking));
   memory_ = std::make_shared<MemoryPool>(
@@ -35,7 +37,8 @@ CudaDevice::CudaDevice() : driver_(std::make_shared<cuda::Driver>()) {
 CudaDevice::~CudaDevice() {
   const cuda::Driver::Current current(*driver_);
   driver_->stream_synchronize(stream_);
-  if (staging_ != nullptr) driver_->free_host(staging_);
+  if (read_buffer_ != nullptr) driver_->free_host(read_buffer_);
+  if (upload_buffer_ != nullptr) driver_->free_host(upload_buffer_);
   driver_->stream_destroy(stream_);
 }
 
@@ -49,8 +52,22 @@ Tensor CudaDevice::upload(const Tensor& tensor) {
   Tensor made = allocate(tensor.shape, tensor.type);
   if (tensor.bytes() == 0) return made;
   const cuda::Driver::Current current(*driver_);
-  // From pageable memory: the driver has taken the bytes when this returns.
-  driver_->check(driver_->copy_to_device(pointer(made.address), tensor.address, tensor.bytes(), stream_));
+  const cuda::Pointer target = pointer(made.address);
+  if (tensor.bytes() > staging_.bytes()) {
+    driver_->check(driver_->copy_to_device(target, tensor.address, tensor.bytes(), stream_));
+    synchronize();
+    return made;
+  }
+  const std::lock_guard<std::recursive_mutex> lock(uploading_);
+  if (upload_buffer_ == nullptr) driver_->check(driver_->allocate_host(&upload_buffer_, staging_.bytes()));
+  std::optional<size_t> offset = staging_.place(tensor.bytes());
+  if (!offset) {
+    synchronize();
+    offset = staging_.place(tensor.bytes());
+  }
+  char* staged = static_cast<char*>(upload_buffer_) + offset.value();
+  std::memcpy(staged, tensor.address, tensor.bytes());
+  driver_->check(driver_->copy_to_device(target, staged, tensor.bytes(), stream_));
   return made;
 }
 
@@ -59,23 +76,30 @@ Tensor CudaDevice::download(const Tensor& tensor) {
   const size_t size = tensor.bytes();
   const cuda::Driver::Current current(*driver_);
   const std::lock_guard<std::mutex> lock(reading_);
-  if (staging_bytes_ < size) {
-    if (staging_ != nullptr) driver_->check(driver_->free_host(staging_));
-    staging_ = nullptr;
-    staging_bytes_ = 0;
-    const size_t larger = std::max(size, kStagingBytes);
-    driver_->check(driver_->allocate_host(&staging_, larger));
-    staging_bytes_ = larger;
+  if (read_bytes_ < size) {
+    if (read_buffer_ != nullptr) driver_->check(driver_->free_host(read_buffer_));
+    read_buffer_ = nullptr;
+    read_bytes_ = 0;
+    const size_t larger = std::max(size, kReadBytes);
+    driver_->check(driver_->allocate_host(&read_buffer_, larger));
+    read_bytes_ = larger;
   }
-  if (size > 0) driver_->check(driver_->copy_to_host(staging_, pointer(tensor.address), size, stream_));
-  driver_->check(driver_->stream_synchronize(stream_));
-  if (size > 0) std::memcpy(host.address, staging_, size);
+  if (size > 0) driver_->check(driver_->copy_to_host(read_buffer_, pointer(tensor.address), size, stream_));
+  synchronize();
+  if (size > 0) std::memcpy(host.address, read_buffer_, size);
   return host;
 }
 
 void CudaDevice::synchronize() {
   const cuda::Driver::Current current(*driver_);
+  uint64_t mark = 0;
+  {
+    const std::lock_guard<std::recursive_mutex> lock(uploading_);
+    mark = staging_.mark();
+  }
   driver_->check(driver_->stream_synchronize(stream_));
+  const std::lock_guard<std::recursive_mutex> lock(uploading_);
+  staging_.release(mark);
 }
 
 }  // namespace edgeprune

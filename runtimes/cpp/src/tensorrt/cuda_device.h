@@ -7,6 +7,7 @@
 #include "tensor.h"
 #include "tensorrt/cuda_driver.h"
 #include "tensorrt/device_arena.h"
+#include "tensorrt/upload_staging.h"
 
 namespace edgeprune {
 
@@ -26,7 +27,9 @@ class CudaDevice {
 
   // All of these throw BackendError.
   Tensor allocate(Shape shape, DataType type);
-  // A copy of a tensor in host memory, which may change when this returns; does not wait for it.
+  // A copy of a tensor in host memory, which may change when this returns. The copy goes through page-locked memory: from
+  // other memory CUDA may wait for the stream, and does not say when it has read it. What is larger than that memory, as a
+  // prompt's many tiles, is waited for.
   Tensor upload(const Tensor& tensor);
   // A tensor of the device in host memory; waits for what writes it. The copy goes through page-locked memory, so that it
   // does not hold up what other threads put on the stream.
@@ -38,8 +41,12 @@ class CudaDevice {
   cuda::Stream stream_ = nullptr;
   std::shared_ptr<MemoryPool> memory_;
   std::mutex reading_;
-  void* staging_ = nullptr;
-  size_t staging_bytes_ = 0;
+  void* read_buffer_ = nullptr;
+  size_t read_bytes_ = 0;
+  // Again by the thread that has it, because an upload may have to wait for the stream.
+  std::recursive_mutex uploading_;
+  UploadStaging staging_;
+  void* upload_buffer_ = nullptr;
 };
 
 }  // namespace edgeprune

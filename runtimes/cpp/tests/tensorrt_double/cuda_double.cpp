@@ -33,6 +33,7 @@ struct Gpu {
   std::vector<std::function<void()>> pending;
   int retained = 0;
   bool has_stream = false;
+  bool pageable = false;  // a copy from memory that is not page-locked waits on the stream
 
   size_t used() const {
     size_t sum = 0;
@@ -47,6 +48,7 @@ struct Gpu {
     open();
     for (const std::function<void()>& work : pending) work();
     pending.clear();
+    pageable = false;
     close();
   }
 };
@@ -63,6 +65,14 @@ thread_local std::vector<void*> current;
 bool is_current() { return !current.empty() && current.back() == &context_handle; }
 
 const char* address_of(unsigned long long pointer) { return reinterpret_cast<const char*>(static_cast<uintptr_t>(pointer)); }
+
+bool is_page_locked(const void* address, size_t size) {
+  const auto* start = static_cast<const char*>(address);
+  for (const auto& [block, bytes] : gpu().page_locked) {
+    if (block <= start && start + size <= block + bytes) return true;
+  }
+  return false;
+}
 
 }  // namespace
 
@@ -101,6 +111,7 @@ bool is_on_device(const void* address) {
 
 void put_on_stream(std::function<void()> work) {
   const std::lock_guard<std::recursive_mutex> lock(gpu().working);
+  demand(!gpu().pageable, "a copy from memory that is not page-locked was not waited for");
   gpu().pending.push_back(std::move(work));
 }
 
@@ -237,10 +248,11 @@ EDGEPRUNE_DOUBLE int cuMemcpyHtoDAsync_v2(unsigned long long target, const void*
   gpu_double::check_stream(stream);
   gpu_double::check_range("copy to the device", address_of(target), size);
   demand(!gpu_double::is_on_device(source), "a copy to the device of what is there");
-  const auto* bytes = static_cast<const char*>(source);
-  std::vector<char> taken(bytes, bytes + size);
   note("upload " + std::to_string(size));
-  gpu_double::put_on_stream([target, taken] { std::memcpy(const_cast<char*>(address_of(target)), taken.data(), taken.size()); });
+  const std::lock_guard<std::recursive_mutex> lock(gpu().working);
+  gpu_double::put_on_stream([target, source, size] { std::memcpy(const_cast<char*>(address_of(target)), source, size); });
+  // CUDA does not say when it reads such memory.
+  gpu().pageable = !is_page_locked(source, size);
   return 0;
 }
 
@@ -250,8 +262,7 @@ EDGEPRUNE_DOUBLE int cuMemcpyDtoHAsync_v2(void* target, unsigned long long sourc
   gpu_double::check_range("copy to the host", address_of(source), size);
   {
     const std::lock_guard<std::recursive_mutex> lock(gpu().working);
-    const auto found = gpu().page_locked.find(static_cast<char*>(target));
-    demand(found != gpu().page_locked.end() && size <= found->second, "a copy to other memory would hold up the stream");
+    demand(is_page_locked(target, size), "a copy to other memory would hold up the stream");
   }
   note("read " + std::to_string(size));
   gpu_double::put_on_stream([target, source, size] { std::memcpy(target, address_of(source), size); });
