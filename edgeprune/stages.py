@@ -399,23 +399,13 @@ class GatherStage(Stage):
         """
         super().__init__()
         self.name = "gather"
+        deepstack = TensorSpec(names.DEEPSTACK_FEATURES, "model", (deepstack_layers, "sequence", hidden_size))
         self.carried = (
             (TensorSpec(names.HIDDEN_STATES, "model", (1, "sequence", hidden_size)), 1),
             (TensorSpec(names.POSITION_IDS, "int64", (axes, "sequence")), 1),
             (TensorSpec(names.VISUAL_SLOTS, "int64", ("sequence",)), 0),
             *([(TensorSpec(names.PROBE_WEIGHTS, "float32", ("probe_rows", "sequence")), 1)] if probe else []),
-            *(
-                [
-                    (
-                        TensorSpec(
-                            names.DEEPSTACK_FEATURES, "model", (deepstack_layers, "sequence", hidden_size)
-                        ),
-                        1,
-                    )
-                ]
-                if deepstack_layers
-                else []
-            ),
+            *([(deepstack, 1)] if deepstack_layers else []),
         )
         self.inputs = (
             TensorSpec(names.KEEP_INDICES, "int64", ("kept",)),
