@@ -191,7 +191,7 @@ TensorMap GraphChain::embedded(const std::vector<int64_t>& token_ids, const Tens
   TensorMap available = {{names::kInputIds, int64_tensor(token_ids, {1, static_cast<int64_t>(token_ids.size())})}};
   add_missing(available, visual);
   TensorMap outputs = graph("embed").run(selected(manifest_.graphs.at("embed").inputs, available), {});
-  among(outputs, names::kVisualSlots);
+  among(outputs, names::kVisualSlots);  // or an error: every prompt reads it
   outputs[names::kHiddenStates] = among(outputs, names::kInputsEmbeds);
   outputs.erase(names::kInputsEmbeds);
   return outputs;
