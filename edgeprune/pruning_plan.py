@@ -151,7 +151,7 @@ class PruningPlan:
             if site.merged_per_image and site.cut < Cut(added):
                 raise PruningError(
                     f"{planned.method.name} merges tokens {site.cut.description}, and DeepStack adds features of "
-                    f"single tokens behind the first {added} layers: merge before layer {added} or later"
+                    f"single tokens behind the first {added} layers: merge before layer {added} or a later one"
                 )
             if site.merged_per_image and site.keep_per_image is not None:
                 needed = site.keep_per_image - site.merged_per_image + site.recycled_per_image

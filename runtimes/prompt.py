@@ -16,6 +16,8 @@ from edgeprune.runtimes.incremental_decoder import IncrementalDecoder
 from edgeprune.runtimes.settings_json import fields_from_json, fields_to_json
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# The placeholder of a video in Qwen's tokenizers; no graph takes one.
+_VIDEO_TOKEN = "<|video_pad|>"
 
 __all__ = ["EncodedPrompt", "IncrementalDecoder", "PromptEncoder", "PromptFormat"]
 
@@ -160,11 +162,17 @@ class PromptEncoder:
         The pictures come before the text, unless the prompt itself says with placeholders where they are.
 
         Raises:
-            PromptError: The prompt is empty, or its placeholders are not as many as the pictures.
+            PromptError: The prompt is empty, its placeholders are not as many as the pictures, or it asks about a
+                video.
         """
         image_token = self.format.image_token
         if not prompt.replace(image_token, "").strip():
             raise PromptError("the prompt is empty: write a question about the picture")
+        if _VIDEO_TOKEN in prompt and self.tokenizer.token_to_id(_VIDEO_TOKEN) is not None:
+            raise PromptError(
+                f"the prompt has {_VIDEO_TOKEN!r}, the placeholder of a video: ask about pictures, such as some of "
+                "its frames"
+            )
         num_placeholders = prompt.count(image_token)
         if num_placeholders not in (0, num_images):
             raise PromptError(

@@ -264,7 +264,7 @@ def test_tokens_are_not_merged_before_the_last_addition():
         PruningPlan((Merging(2, 0.5),), GEOMETRY)
     assert str(error.value) == (
         "before-mlp merges tokens before the MLP of layer 2, and DeepStack adds features of single tokens behind the "
-        "first 3 layers: merge before layer 3 or later"
+        "first 3 layers: merge before layer 3 or a later one"
     )
     assert PruningPlan((Merging(3, 0.5),), GEOMETRY).carried_deepstack_layers == 0
 

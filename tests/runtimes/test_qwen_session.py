@@ -6,7 +6,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from tiny_checkpoints import add_atp, add_dyrate, write_pruning
-from tiny_qwen import IMAGE, QWEN2, QWEN3, VISION_END, VISION_START, Reference, TinyQwen, build_qwen, picture
+from tiny_qwen import (
+    IMAGE,
+    QWEN2,
+    QWEN3,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    Reference,
+    TinyQwen,
+    build_qwen,
+    picture,
+)
 
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PictureError, PromptError
@@ -225,11 +236,19 @@ def test_verify(pair):
     assert all(parity.max_abs_diff <= 1e-4 for parity in report.parity.values())
 
 
-def test_pictures_and_prompts_that_do_not_fit(pair):
+def test_pictures_and_prompts_that_do_not_fit(pair, tmp_path):
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"\0\0\0\x18ftypmp42" + bytes(64))
     with pytest.raises(PictureError, match="longer than 200 times"):
         pair.session.answer([picture(402, 2)], QUESTION)
     with pytest.raises(PromptError, match=r"1 placeholders '<\|image_pad\|>' for 2 pictures"):
         pair.session.answer([picture(9, 9)] * 2, f"{IMAGE} what is it?")
+    with pytest.raises(
+        PromptError, match=r"has '<\|video_pad\|>', the placeholder of a video: ask about pictures"
+    ):
+        pair.session.answer([picture(9, 9)], f"{VIDEO} what is it?")
+    with pytest.raises(PictureError, match="is not a picture that Pillow can read"):
+        pair.session.answer([clip], QUESTION)
     with pytest.raises(PromptError, match="exceed the context of 1024"):
         pair.session.answer([picture(80, 64)] * 14, QUESTION)
 

@@ -181,6 +181,14 @@ def test_errors_are_pythons_sentences(cpp, atp_bundle, pictures, changes, kind):
         assert found["error"] == expected["error"]
 
 
+def test_a_video_is_refused_in_pythons_words(cpp, qwen3_bundle, pictures):
+    asked = {"images": pictures[:1], "prompt": "<|video_pad|> what is it?", "max_new_tokens": 2}
+    (found,) = cpp.ask(qwen3_bundle, [asked])
+    with open_session(qwen3_bundle, threads=1) as session:
+        assert found["error"] == pythons_answer(session, asked)["error"]
+    assert "the placeholder of a video" in found["error"]
+
+
 def test_an_answer_is_cancelled_between_two_pieces(cpp, unpruned_bundle, pictures):
     asked = {"images": pictures[:1], "prompt": "What is it?", "max_new_tokens": 12}
     whole, cut = cpp.ask(unpruned_bundle, [asked, asked | {"cancel_after": 2}])

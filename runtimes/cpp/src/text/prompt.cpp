@@ -10,6 +10,8 @@ namespace edgeprune {
 namespace {
 
 constexpr int64_t kLongestContext = int64_t{1} << 24;
+// The placeholder of a video in Qwen's tokenizers; no graph takes one.
+const std::string kVideoToken = "<|video_pad|>";
 
 [[noreturn]] void refuse(const char* name, const std::string& expected, const Json& value) {
   throw BundleError(std::string("prompt format ") + name + " must be " + expected + ", not " + value.dump());
@@ -119,6 +121,10 @@ std::string PromptEncoder::render(const std::string& prompt, size_t num_images) 
   const std::string& image_token = format_.image_token;
   if (!is_utf8(prompt)) throw PromptError("the prompt holds halves of characters: decode it as UTF-8 before asking");
   if (is_blank(without(prompt, image_token))) throw PromptError("the prompt is empty: write a question about the picture");
+  if (count(prompt, kVideoToken) != 0 && tokenizer_.id_of(kVideoToken)) {
+    throw PromptError("the prompt has '" + kVideoToken +
+                      "', the placeholder of a video: ask about pictures, such as some of its frames");
+  }
   const size_t placeholders = count(prompt, image_token);
   if (placeholders != 0 && placeholders != num_images) {
     throw PromptError("the prompt has " + std::to_string(placeholders) + " placeholders '" + image_token + "' for " +
