@@ -1,11 +1,20 @@
 """Pruning as a dense computation by transformers' decoder with M-RoPE: dropped tokens stay, masked in later layers."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from masked_decoder import ChooseKept, LayerInputs, MaskedDecoder
-from tiny_qwen import Reference
+from numpy_references import highest, last_row_scores
+from tiny_qwen import Reference, picture
+
+from edgeprune.export.preprocessing import picture_preprocessing_from_checkpoint
+from edgeprune.pruned_model import PrunedModel
+
+TOLERANCE = 1e-4
+# Pictures of two prompts.
+SIZES = {"one": [(60, 44)], "two": [(40, 24), (32, 70)]}
 
 
 class MaskedQwen(MaskedDecoder):
@@ -17,30 +26,15 @@ class MaskedQwen(MaskedDecoder):
         self.decoder = self.model.model.language_model
 
     @torch.no_grad()
-    def prompt(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The decoder's input embeddings [1, S, C] and position ids [3, 1, S], as transformers makes them."""
-        seen: list[Mapping[str, torch.Tensor]] = []
+    def decoder_inputs(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
+        """What transformers hands to its decoder for a prompt."""
+        seen: list[Mapping[str, Any]] = []
         hook = self.decoder.register_forward_pre_hook(
             lambda _module, _args, kwargs: seen.append(kwargs), with_kwargs=True
         )
         self.reference.steps(dict(inputs), [])
         hook.remove()
-        return seen[0]["inputs_embeds"], seen[0]["position_ids"]
-
-    @torch.no_grad()
-    def additions(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        """What DeepStack adds behind the first layers, [1, S, C] each, as transformers hands it to its decoder."""
-        seen: list[Mapping[str, torch.Tensor]] = []
-        hook = self.decoder.register_forward_pre_hook(
-            lambda _module, _args, kwargs: seen.append(kwargs), with_kwargs=True
-        )
-        self.reference.steps(dict(inputs), [])
-        hook.remove()
-        rows = seen[0]["visual_pos_masks"]
-        laid = [torch.zeros_like(seen[0]["inputs_embeds"]) for _ in seen[0]["deepstack_visual_embeds"]]
-        for whole, features in zip(laid, seen[0]["deepstack_visual_embeds"], strict=True):
-            whole[rows] = features
-        return laid
+        return seen[0]
 
     @torch.no_grad()
     def run_at(
@@ -79,3 +73,77 @@ class MaskedQwen(MaskedDecoder):
                 generated = length - additions[index].shape[1]
                 hidden = hidden + torch.nn.functional.pad(additions[index], (0, 0, 0, generated))
         return self.model.lm_head(self.decoder.norm(hidden))[0], layers, history
+
+
+class PromptCase:
+    """A prompt with pictures, for both sides.
+
+    Shapes:
+        embeds: [1, S, C]; positions: [3, 1, S]; additions: [1, S, C] each, what DeepStack adds behind the first layers.
+    """
+
+    def __init__(self, dense: MaskedQwen, sizes: Sequence[tuple[int, int]]) -> None:
+        reference = dense.reference
+        images = [picture(*size, seed + 5) for seed, size in enumerate(sizes)]
+        self.inputs = reference.chat(images, "How many squares are in the picture?")
+        self.ids = self.inputs["input_ids"][0].numpy()
+        self.visual = np.flatnonzero(self.ids == reference.image_token_id)
+        preprocessing = picture_preprocessing_from_checkpoint(reference.folder, reference.spec.model_type)
+        self.pictures = preprocessing.prepare(images, (16, 16))
+        given = dense.decoder_inputs(self.inputs)
+        self.embeds, self.positions = given["inputs_embeds"], given["position_ids"]
+        self.additions = [torch.zeros_like(self.embeds) for _ in given.get("deepstack_visual_embeds") or ()]
+        for rows, features in zip(self.additions, given.get("deepstack_visual_embeds") or (), strict=True):
+            rows[given["visual_pos_masks"]] = features
+
+    def run(
+        self, dense: MaskedQwen, sites: Mapping[int, ChooseKept]
+    ) -> tuple[torch.Tensor, dict[int, LayerInputs], list[np.ndarray]]:
+        """The prompt, computed densely."""
+        return dense.run_at(self.embeds, self.positions, sites, additions=self.additions)
+
+
+def keep_highest(layer: int, visual: np.ndarray, count: int) -> ChooseKept:
+    """FastV: the attention of the last row in the layer before."""
+
+    def choose(layers: Mapping[int, LayerInputs], alive: np.ndarray) -> np.ndarray:
+        before = layers[layer - 1]
+        rows = np.flatnonzero(alive)
+        query, key = (tensor[0].double().numpy()[:, rows] for tensor in (before.query, before.key))
+        scores = last_row_scores(query, key)
+        own = np.flatnonzero(np.isin(rows, visual))
+        chosen = alive.copy()
+        chosen[rows[own]] = False
+        chosen[rows[own[highest(scores[own], count)]]] = True
+        return chosen
+
+    return choose
+
+
+def compare_with_dense(
+    model: PrunedModel, dense: MaskedQwen, case: PromptCase, sites: Mapping[int, ChooseKept]
+) -> None:
+    """Kept tokens, caches and logits of prefill and decode against the dense run."""
+    state = model.prefill(case.ids, case.pictures)
+    embeds, positions = case.embeds, case.positions
+    expected, layers, alive = case.run(dense, sites)
+    kept = np.flatnonzero(np.isin(case.visual, np.flatnonzero(alive[-1])))
+    assert state.sites[-1].slots == tuple(kept)
+    assert 0 < len(kept) < len(case.visual)
+    assert expected[-1].std() > 0.1
+    first = int(positions.max()) + 1
+    assert state.next_position == first
+    for step in range(3):
+        assert (state.logits - expected[-1]).abs().max() <= TOLERANCE
+        for index, (key, value) in state.caches.items():
+            rows = torch.from_numpy(np.flatnonzero(alive[index]))
+            assert key.shape[2] == len(rows)
+            assert (key - layers[index].key[:, :, rows]).abs().max() <= TOLERANCE
+            assert (value - layers[index].value[:, :, rows]).abs().max() <= TOLERANCE
+        token = 40 + 13 * step
+        state.logits = model.decode(token, state.next_position + step, state.caches)
+        embeds = torch.cat((embeds, dense.decoder.embed_tokens(torch.tensor([[token]]))), dim=1).detach()
+        positions = torch.cat((positions, torch.full((3, 1, 1), first + step)), dim=2)
+        alive = [np.append(rows, True) for rows in alive]
+        frozen = {layer: lambda _layers, _alive, kept=alive[layer]: kept for layer in sites}
+        expected, layers, _ = dense.run_at(embeds, positions, frozen, additions=case.additions)

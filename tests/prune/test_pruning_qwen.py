@@ -6,23 +6,20 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from masked_qwen import MaskedQwen
+from masked_qwen import SIZES, TOLERANCE, MaskedQwen, PromptCase, compare_with_dense, keep_highest
 from numpy_references import (
     attention_logits,
     causal_softmax,
-    highest,
-    last_row_scores,
     normalised,
     sigmoid,
     spatial_table,
 )
 from safetensors.torch import load_file
 from tiny_checkpoints import add_atp
-from tiny_qwen import QWEN2, QWEN25, Reference, build_qwen, picture
+from tiny_qwen import QWEN2, QWEN25, Reference, build_qwen
 
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PruningError
-from edgeprune.export.preprocessing import picture_preprocessing_from_checkpoint
 from edgeprune.models.qwen2_vl import Qwen2VlConfig
 from edgeprune.prune.adaptprune import AdaptPrune
 from edgeprune.prune.cdpruner import CdPruner
@@ -40,9 +37,6 @@ from edgeprune.prune.topk import TopK
 from edgeprune.prune.visionzip import VisionZip
 from edgeprune.prune.vtw import Vtw
 
-TOLERANCE = 1e-4
-SIZES = {"one": [(60, 44)], "two": [(40, 24), (32, 70)]}
-
 
 @pytest.fixture(scope="module", params=[QWEN2, QWEN25], ids=lambda spec: spec.model_type)
 def dense(request, tmp_path_factory):
@@ -50,67 +44,9 @@ def dense(request, tmp_path_factory):
     return MaskedQwen(Reference(folder, request.param))
 
 
-class Case:
-    """A prompt with pictures, for both sides."""
-
-    def __init__(self, dense, sizes):
-        reference = dense.reference
-        images = [picture(*size, seed + 5) for seed, size in enumerate(sizes)]
-        self.inputs = reference.chat(images, "How many squares are in the picture?")
-        self.ids = self.inputs["input_ids"][0].numpy()
-        self.visual = np.flatnonzero(self.ids == reference.image_token_id)
-        preprocessing = picture_preprocessing_from_checkpoint(reference.folder, reference.spec.model_type)
-        self.pictures = preprocessing.prepare(images, (16, 16))
-        self.embeds, self.positions = dense.prompt(self.inputs)
-
-
 @pytest.fixture(scope="module", params=SIZES.values(), ids=SIZES.keys())
 def case(request, dense):
-    return Case(dense, request.param)
-
-
-def keep_highest(layer, visual, count):
-    """FastV: the attention of the last row in the layer before."""
-
-    def choose(layers, alive):
-        before = layers[layer - 1]
-        rows = np.flatnonzero(alive)
-        query, key = (tensor[0].double().numpy()[:, rows] for tensor in (before.query, before.key))
-        scores = last_row_scores(query, key)
-        own = np.flatnonzero(np.isin(rows, visual))
-        chosen = alive.copy()
-        chosen[rows[own]] = False
-        chosen[rows[own[highest(scores[own], count)]]] = True
-        return chosen
-
-    return choose
-
-
-def compare(model, dense, case, sites):
-    """Kept tokens, caches and logits of prefill and decode against the dense run."""
-    state = model.prefill(case.ids, case.pictures)
-    embeds, positions = case.embeds, case.positions
-    expected, layers, alive = dense.run_at(embeds, positions, sites)
-    kept = np.flatnonzero(np.isin(case.visual, np.flatnonzero(alive[-1])))
-    assert state.sites[-1].slots == tuple(kept)
-    assert 0 < len(kept) < len(case.visual)
-    assert expected[-1].std() > 0.1
-    first = int(positions.max()) + 1
-    assert state.next_position == first
-    for step in range(3):
-        assert (state.logits - expected[-1]).abs().max() <= TOLERANCE
-        for index, (key, value) in state.caches.items():
-            rows = torch.from_numpy(np.flatnonzero(alive[index]))
-            assert key.shape[2] == len(rows)
-            assert (key - layers[index].key[:, :, rows]).abs().max() <= TOLERANCE
-            assert (value - layers[index].value[:, :, rows]).abs().max() <= TOLERANCE
-        token = 40 + 13 * step
-        state.logits = model.decode(token, state.next_position + step, state.caches)
-        embeds = torch.cat((embeds, dense.decoder.embed_tokens(torch.tensor([[token]]))), dim=1).detach()
-        positions = torch.cat((positions, torch.full((3, 1, 1), first + step)), dim=2)
-        alive = [np.append(rows, True) for rows in alive]
-        frozen = {layer: lambda _layers, _alive, kept=alive[layer]: kept for layer in sites}
-        expected, layers, _ = dense.run_at(embeds, positions, frozen)
+    return PromptCase(dense, request.param)
 
 
 @pytest.mark.parametrize("layer", [1, 3])
@@ -118,14 +54,14 @@ def test_fastv(dense, case, layer):
     """A share of every picture's tokens, in one ranking over all pictures; positions stay where they were."""
     model = load_checkpoint(dense.reference.folder, methods=[FastV(layer=layer, keep_ratio=0.3)])
     count = sum(max(1, int(0.3 * n)) for n in case.pictures.layout.tokens_per_image)
-    compare(model, dense, case, {layer: keep_highest(layer, case.visual, count)})
+    compare_with_dense(model, dense, case, {layer: keep_highest(layer, case.visual, count)})
 
 
 def test_fastv_by_number(dense, case):
     """A number per picture, as many as there are if a picture has fewer."""
     model = load_checkpoint(dense.reference.folder, methods=[FastV(layer=2, keep=6)])
     count = 6 * case.pictures.layout.num_images
-    compare(model, dense, case, {2: keep_highest(2, case.visual, count)})
+    compare_with_dense(model, dense, case, {2: keep_highest(2, case.visual, count)})
 
 
 def test_two_methods(dense, case):
@@ -197,12 +133,12 @@ def test_kept_tokens_stay_at_their_positions(dense, case, method):
         chosen[np.delete(case.visual, slots)] = False
         return chosen
 
-    compare(model, dense, case, {model.plan.sites[0].site.cut.layer: choose})
+    compare_with_dense(model, dense, case, {model.plan.sites[0].site.cut.layer: choose})
 
 
 def test_adaptprune_ranks_every_picture_by_its_own_grid(dense):
     """The picture's middle is favoured in pictures of any shape."""
-    case = Case(dense, [(90, 18), (18, 90)])
+    case = PromptCase(dense, [(90, 18), (18, 90)])
     model = load_checkpoint(dense.reference.folder, methods=[AdaptPrune(layer=1, keep_ratio=0.25)])
     result = model.prefill(case.ids, case.pictures).sites[0]
     assert result.kept == sum(max(1, n // 4) for n in case.pictures.layout.tokens_per_image)
@@ -255,7 +191,7 @@ def test_atp_on_pictures_of_all_sizes(dense, tmp_path):
     counts = set()
     # The first has 26 columns, more than the heads' grid: tokens share cells.
     for sizes in ([(208, 24), (24, 40)], [(60, 44)], [(16, 120), (33, 33), (90, 40)]):
-        case = Case(dense, sizes)
+        case = PromptCase(dense, sizes)
         _, layers, _ = dense.run_at(case.embeds, case.positions, {})
         num_text = len(case.ids) - 1 - int(case.visual[-1])
         kept = atp_kept(model.plan.methods[0], case, layers, heads, num_text)

@@ -6,14 +6,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from masked_qwen import MaskedQwen
-from numpy_references import highest, last_row_scores
-from tiny_qwen import QWEN3, Reference, build_qwen, picture
+from masked_qwen import SIZES, TOLERANCE, MaskedQwen, PromptCase, compare_with_dense, keep_highest
+from tiny_qwen import QWEN3, Reference, build_qwen
 
 from edgeprune import tensor_names
 from edgeprune.checkpoint import load_checkpoint
 from edgeprune.errors import PruningError
-from edgeprune.export.preprocessing import picture_preprocessing_from_checkpoint
 from edgeprune.export.trace import trace_stage
 from edgeprune.models.llama import Cut
 from edgeprune.models.qwen3_vl import Qwen3VlConfig
@@ -30,9 +28,6 @@ from edgeprune.prune.visionzip import VisionZip
 from edgeprune.prune.vtw import Vtw
 from edgeprune.pruning_plan import PruningPlan
 
-TOLERANCE = 1e-4
-SIZES = {"one": [(60, 44)], "two": [(40, 24), (32, 70)]}
-
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
@@ -41,75 +36,9 @@ def dense(tmp_path_factory):
     return MaskedQwen(Reference(folder, QWEN3))
 
 
-class Case:
-    """A prompt with pictures, for both sides."""
-
-    def __init__(self, dense, sizes):
-        reference = dense.reference
-        images = [picture(*size, seed + 5) for seed, size in enumerate(sizes)]
-        self.inputs = reference.chat(images, "How many squares are in the picture?")
-        self.ids = self.inputs["input_ids"][0].numpy()
-        self.visual = np.flatnonzero(self.ids == reference.image_token_id)
-        preprocessing = picture_preprocessing_from_checkpoint(reference.folder, reference.spec.model_type)
-        self.pictures = preprocessing.prepare(images, (16, 16))
-        self.embeds, self.positions = dense.prompt(self.inputs)
-        self.additions = dense.additions(self.inputs)
-
-    def run(self, dense, sites, *, embeds=None, positions=None):
-        return dense.run_at(
-            self.embeds if embeds is None else embeds,
-            self.positions if positions is None else positions,
-            sites,
-            additions=self.additions,
-        )
-
-
 @pytest.fixture(scope="module", params=SIZES.values(), ids=SIZES.keys())
 def case(request, dense):
-    return Case(dense, request.param)
-
-
-def keep_highest(layer, visual, count):
-    """FastV: the attention of the last row in the layer before."""
-
-    def choose(layers, alive):
-        before = layers[layer - 1]
-        rows = np.flatnonzero(alive)
-        query, key = (tensor[0].double().numpy()[:, rows] for tensor in (before.query, before.key))
-        scores = last_row_scores(query, key)
-        own = np.flatnonzero(np.isin(rows, visual))
-        chosen = alive.copy()
-        chosen[rows[own]] = False
-        chosen[rows[own[highest(scores[own], count)]]] = True
-        return chosen
-
-    return choose
-
-
-def compare(model, dense, case, sites):
-    """Kept tokens, caches and logits of prefill and decode against the dense run."""
-    state = model.prefill(case.ids, case.pictures)
-    embeds, positions = case.embeds, case.positions
-    expected, layers, alive = case.run(dense, sites)
-    kept = np.flatnonzero(np.isin(case.visual, np.flatnonzero(alive[-1])))
-    assert state.sites[-1].slots == tuple(kept)
-    assert 0 < len(kept) < len(case.visual)
-    assert expected[-1].std() > 0.1
-    first = int(positions.max()) + 1
-    for step in range(3):
-        assert (state.logits - expected[-1]).abs().max() <= TOLERANCE
-        for index, (key, value) in state.caches.items():
-            rows = torch.from_numpy(np.flatnonzero(alive[index]))
-            assert key.shape[2] == len(rows)
-            assert (key - layers[index].key[:, :, rows]).abs().max() <= TOLERANCE
-            assert (value - layers[index].value[:, :, rows]).abs().max() <= TOLERANCE
-        token = 40 + 13 * step
-        state.logits = model.decode(token, state.next_position + step, state.caches)
-        embeds = torch.cat((embeds, dense.decoder.embed_tokens(torch.tensor([[token]]))), dim=1).detach()
-        positions = torch.cat((positions, torch.full((3, 1, 1), first + step)), dim=2)
-        alive = [np.append(rows, True) for rows in alive]
-        frozen = {layer: lambda _layers, _alive, kept=alive[layer]: kept for layer in sites}
-        expected, layers, _ = case.run(dense, frozen, embeds=embeds, positions=positions)
+    return PromptCase(dense, request.param)
 
 
 @dataclass(frozen=True)
@@ -154,7 +83,7 @@ def test_the_unpruned_dense_run_is_transformers_own(dense, case):
 @pytest.mark.parametrize("layer", [1, 2, 3], ids=["among", "right behind", "behind"])
 def test_fastv(dense, case, layer):
     model = load_checkpoint(dense.reference.folder, methods=[FastV(layer=layer, keep_ratio=0.3)])
-    compare(model, dense, case, {layer: keep_highest(layer, case.visual, share_of(case, 0.3))})
+    compare_with_dense(model, dense, case, {layer: keep_highest(layer, case.visual, share_of(case, 0.3))})
     carried = [spec.name for spec, _ in model.gather.carried]
     assert (tensor_names.DEEPSTACK_FEATURES in carried) == (layer == 1)
 
@@ -163,7 +92,9 @@ def test_fastv(dense, case, layer):
 def test_a_site_before_an_mlp(dense, case, layer):
     """The layer's addition comes behind its MLP, in the next segment."""
     model = load_checkpoint(dense.reference.folder, methods=[BeforeMlp(layer, 0.4)])
-    compare(model, dense, case, {layer + 1: keep_highest(layer + 1, case.visual, share_of(case, 0.4))})
+    compare_with_dense(
+        model, dense, case, {layer + 1: keep_highest(layer + 1, case.visual, share_of(case, 0.4))}
+    )
     takes = [tensor_names.DEEPSTACK_FEATURES in {spec.name for spec in s.inputs} for s in model.segments]
     assert takes == [layer > 0, layer < 2]
 
@@ -172,7 +103,7 @@ def test_an_addition_behind_the_last_layer(tmp_path):
     """The last segment is an MLP, an addition and the head, without attention."""
     spec = replace(QWEN3, layers=2, deepstack_layers=(0, 1), seed=19)
     dense = MaskedQwen(Reference(build_qwen(tmp_path / "qwen", spec), spec))
-    case = Case(dense, [(60, 44)])
+    case = PromptCase(dense, [(60, 44)])
     model = load_checkpoint(dense.reference.folder, methods=[BeforeMlp(1, 0.4)])
     state = model.prefill(case.ids, case.pictures)
     # Nothing is attended to behind the site.
@@ -205,7 +136,7 @@ def test_kept_tokens_keep_their_features(dense, case, method):
         chosen[np.delete(case.visual, slots)] = False
         return chosen
 
-    compare(model, dense, case, {model.plan.sites[0].site.cut.layer: choose})
+    compare_with_dense(model, dense, case, {model.plan.sites[0].site.cut.layer: choose})
 
 
 def test_two_sites_among_the_additions(dense, case):
