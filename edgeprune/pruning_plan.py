@@ -62,6 +62,13 @@ class PruningPlan:
             raise PruningError(f"a pruning method is listed twice in {names}: combine different methods only")
         before = [m for m in self.methods if m.tokens_per_tile(self.geometry) is not None]
         self._at_most_one("prune before the decoder", before)
+        for method in before:
+            # A feature pruner is given one of CLIP's towers; left away, nothing would be dropped.
+            if not self.geometry.has_clip_tower and method.vision_pruner(self.geometry) is None:
+                raise PruningError(
+                    f"{method.name} drops tokens between the vision tower and the projector, which takes one of CLIP's "
+                    "towers, and this model has another: use a method that drops tokens in the decoder"
+                )
         self._at_most_one("bring probe rows", [m for m in self.methods if m.probe(self.geometry)])
         self._check_merging()
         check_cuts([planned.site.cut for planned in self.sites], self.geometry.num_layers)

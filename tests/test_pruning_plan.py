@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_checkpoints import random_prompt
@@ -7,13 +9,22 @@ from edgeprune.errors import PruningError
 from edgeprune.models.llama import Cut
 from edgeprune.prune.atp import Atp, AtpSelector
 from edgeprune.prune.ivtp import Ivtp
-from edgeprune.prune.method import ModelGeometry
+from edgeprune.prune.method import ModelGeometry, PruningMethod
 from edgeprune.prune.random_tokens import RandomTokens
 from edgeprune.pruning_plan import PruningPlan
 
 GEOMETRY = ModelGeometry(
     num_layers=8, hidden_size=32, num_heads=4, head_dim=8, grid=(6, 6), vision_layers=3, has_class_token=True
 )
+
+
+class OwnMethod(PruningMethod):
+    """A user's, which checks nothing."""
+
+    name = "own"
+
+    def check(self, geometry):
+        pass
 
 
 def plan(*methods):
@@ -100,6 +111,24 @@ def test_plans_that_fit_no_model_are_refused(methods, message):
     with pytest.raises(PruningError) as error:
         plan(*methods)
     assert message in str(error.value)
+
+
+def test_a_feature_pruner_for_another_tower_than_clips_is_refused():
+    class BehindTheTower(OwnMethod):
+        def tokens_per_tile(self, geometry):
+            del geometry
+            return 9
+
+    class InTheTower(BehindTheTower):
+        def vision_pruner(self, geometry):
+            del geometry
+            return torch.nn.Identity()
+
+    other = replace(GEOMETRY, has_clip_tower=False)
+    assert plan(BehindTheTower()).tokens_per_tile == 9
+    assert PruningPlan((InTheTower(),), other).tokens_per_tile == 9
+    with pytest.raises(PruningError, match="own drops tokens between the vision tower and the projector"):
+        PruningPlan((BehindTheTower(),), other)
 
 
 def test_a_site_between_another_site_and_what_it_reads_is_refused(atp_folder):
