@@ -405,20 +405,20 @@ def rotary_angles(
         dtype=torch.float32,
         device=position_ids.device,
     )
-    if config.mrope_interleaved:
-        axes = torch.tensor(_interleaved_axes(config.mrope_section, half), device=position_ids.device)
-        angles = (position_ids.to(torch.float32).index_select(0, axes).T * inverse).unsqueeze(0)
-        return RotaryAngles(angles.cos().to(dtype), angles.sin().to(dtype), fused)
-    angles = position_ids.unsqueeze(-1).to(torch.float32) * inverse
     if config.mrope_section:
-        parts = torch.split(angles, list(config.mrope_section), dim=-1)
-        angles = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1).unsqueeze(0)
+        axes = torch.tensor(_mrope_axes(config), device=position_ids.device)
+        angles = (position_ids.to(torch.float32).index_select(0, axes).T * inverse).unsqueeze(0)
+    else:
+        angles = position_ids.unsqueeze(-1).to(torch.float32) * inverse
     return RotaryAngles(angles.cos().to(dtype), angles.sin().to(dtype), fused)
 
 
-def _interleaved_axes(section: Sequence[int], half: int) -> list[int]:
-    """Which position id turns each of ``half`` frequencies: time 0, row 1, column 2."""
-    turns = [index % 3 for index in range(half)]
+def _mrope_axes(config: LlamaConfig) -> list[int]:
+    """Which position id turns each frequency: time 0, row 1, column 2."""
+    section = config.mrope_section
+    if not config.mrope_interleaved:
+        return [axis for axis, size in enumerate(section) for _ in range(size)]
+    turns = [index % 3 for index in range(config.head_dim // 2)]
     return [axis if index < 3 * section[axis] else 0 for index, axis in enumerate(turns)]
 
 
